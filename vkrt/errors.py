@@ -1,0 +1,46 @@
+"""The error kinds of vkrt: each message is one line that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "DownloadError",
+    "ImageError",
+    "OutputError",
+    "PromptError",
+    "UnknownModelError",
+    "VkrtError",
+]
+
+
+class VkrtError(Exception):
+    """Base of every error that a caller's input or machine can cause."""
+
+
+class UnknownModelError(VkrtError, ValueError):
+    """Name a model, hub id or config that the catalog does not hold."""
+
+
+class CheckpointError(VkrtError, ValueError):
+    """Give weights that are damaged, hostile, or of another model."""
+
+
+class DownloadError(VkrtError, OSError):
+    """Ask for a file that is neither here nor reachable."""
+
+
+class ImageError(VkrtError, ValueError):
+    """Give a picture that can't be read or is beyond the stated limits."""
+
+
+class PromptError(VkrtError, ValueError):
+    """Give points, boxes or masks that do not fit the picture or one another."""
+
+
+class BackendError(VkrtError, RuntimeError):
+    """Ask for a backend, device or precision that this machine does not have."""
+
+
+class OutputError(VkrtError, OSError):
+    """Ask for an output that can't be written."""
