@@ -1,0 +1,1 @@
+"""Export of stages to other runtimes: installed as vkrt.export."""

@@ -1,0 +1,1 @@
+"""Custom kernels, one folder an operation: installed as vkrt.kernels."""

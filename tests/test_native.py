@@ -1,0 +1,210 @@
+"""The C++ part: it is there, refuses bad arrays, and gives what its stand-ins give."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vkrt.media import fallback, native
+
+compiled = pytest.mark.skipif(not native.available(), reason=f"{native.why_missing()}")
+ROOT = Path(__file__).resolve().parent.parent
+operations = native.operations
+UNIT = (1.0, 1.0, 1.0)
+NONE = (0.0, 0.0, 0.0)
+PHOTO = np.zeros((4, 5, 3), np.uint8)
+LOGITS = np.zeros((1, 4, 5), np.float32)
+MASKS = np.zeros((1, 4, 5), bool)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or bool(os.environ.get(native.SWITCH)),
+    reason="no compiler, or the C++ part is turned off",
+)
+def test_it_is_built_where_a_compiler_is() -> None:
+    assert native.available(), native.why_missing()
+    assert native.why_missing() is None
+
+
+def test_switch_turns_it_off() -> None:
+    code = (
+        "import numpy as np, vkrt.media.image as image, vkrt.media.native as native;"
+        "print(native.available(), native.operations.__name__, image.operations.__name__);"
+        "print(native.why_missing());"
+        "print(image.to_input(np.zeros((3, 4, 3), np.uint8), 8).shape)"
+    )
+    environment = {**os.environ, native.SWITCH: "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "False vkrt.media.fallback vkrt.media.fallback"
+    assert native.SWITCH in lines[1] and lines[2] == "(3, 8, 8)"
+
+
+def test_a_broken_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(native.SWITCH, raising=False)
+    monkeypatch.setitem(sys.modules, "vkrt._native", None)
+    module, reason = native.find()
+    assert module is None and reason is not None
+    assert "did not load" in reason and "install" in reason and "\n" not in reason
+
+
+def test_install_goes_on_without_a_compiler(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    (tmp_path / "vkrt").mkdir()
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        env={**os.environ, "CC": "no-such-compiler", "CXX": "no-such-compiler"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("vkrt: ")]
+    assert len(said) == 1 and "without its C++ part" in said[0] and "no-such-compiler" in said[0]
+    assert not list(tmp_path.glob("vkrt/_native*"))
+
+
+@compiled
+@pytest.mark.parametrize("name", fallback.__all__)
+def test_same_arguments(name: str) -> None:
+    wanted = list(inspect.signature(getattr(fallback, name)).parameters)
+    signature = getattr(operations, name).__doc__.splitlines()[0]
+    got = [part.split(":")[0].strip() for part in signature.split("(", 1)[1].split(", ")]
+    assert [part for part in got if part in wanted] == wanted
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_same_results(threads: int) -> None:
+    rng = np.random.default_rng(threads)
+    photo = rng.integers(0, 256, (47, 33, 3), np.uint8)
+    logits = rng.normal(0, 2, (3, 21, 34)).astype(np.float32)
+    masks = rng.random((3, 41, 29)) < 0.45
+    one = operations.resize(photo, 32, UNIT, NONE, threads=threads)
+    assert np.abs(one - fallback.resize(photo, 32, UNIT, NONE)).max() < 1e-3  # of 0..255
+    got = operations.binarize(logits, 90, 70, 0.0, 1.0, threads)
+    for mine, other in zip(got, fallback.binarize(logits, 90, 70, 0.0, 1.0), strict=True):
+        assert mine.dtype == other.dtype and np.array_equal(mine, other)
+    for value in (False, True):
+        flipped = operations.flip_small(masks, value, 5, threads)
+        assert np.array_equal(flipped, fallback.flip_small(masks, value, 5))
+    cleaned = operations.clean_logits(logits, 0.5, 4, 4, threads)
+    assert np.array_equal(cleaned, fallback.clean_logits(logits, 0.5, 4, 4))
+
+
+@compiled
+def test_many_callers_at_once() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (2, 32, 32)).astype(np.float32)
+    wanted = operations.binarize(logits, 211, 157, 0.0, 1.0, 1)[0]
+    results: list[np.ndarray] = []
+
+    def call() -> None:
+        for _ in range(10):
+            results.append(operations.binarize(logits, 211, 157, 0.0, 1.0, 2)[0])
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 40 and all(np.array_equal(wanted, result) for result in results)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("photo", "error", "message"),
+    [
+        (PHOTO.astype(np.float32), TypeError, "photo must be uint8, not float32"),
+        (PHOTO[:, :, 0], ValueError, "3 dimensions"),
+        (np.zeros((4, 5, 4), np.uint8), ValueError, "3 channels"),
+        (PHOTO[:, ::2], ValueError, "contiguous"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, "size of 0"),
+        (np.broadcast_to(PHOTO[:1, :1], (60000, 60000, 3)), ValueError, "contiguous"),
+    ],
+)
+def test_bad_photos(photo: np.ndarray, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        operations.resize(photo, 8, UNIT, NONE)
+
+
+@compiled
+@pytest.mark.parametrize("size", [0, -1, 2**31, 2**62])
+def test_bad_sizes(size: int) -> None:
+    with pytest.raises(ValueError, match="is not between 1 and"):
+        operations.resize(PHOTO, size, UNIT, NONE)
+    with pytest.raises(ValueError, match="is not between 1 and"):
+        operations.upsample(LOGITS, size, 8)
+    with pytest.raises(ValueError, match="is not between 1 and"):
+        operations.binarize(LOGITS, 8, size, 0.0, 1.0)
+
+
+@compiled
+def test_products_do_not_wrap() -> None:
+    largest = 2**31 - 1
+    with pytest.raises(ValueError, match="too large"):
+        operations.upsample(np.zeros((4, 1, 1), np.float32), largest, largest)
+    with pytest.raises((ValueError, MemoryError), match=r"too large|[Uu]nable to allocate"):
+        operations.resize(PHOTO, largest, UNIT, NONE)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((3, 8, 8), np.float64),
+        np.zeros((3, 8, 9), np.float32),
+        np.zeros((3, 8, 16), np.float32)[:, :, ::2],
+    ],
+)
+def test_bad_buffers(out: np.ndarray) -> None:
+    with pytest.raises((TypeError, ValueError), match="out must"):
+        operations.resize(PHOTO, 8, UNIT, NONE, out)
+
+
+@compiled
+def test_read_only_buffer_is_left_alone() -> None:
+    out = np.zeros((3, 8, 8), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        operations.resize(PHOTO + 9, 8, UNIT, NONE, out)
+    assert not out.any()
+
+
+@compiled
+@pytest.mark.parametrize("name", ["upsample", "binarize", "flip_small", "clean_logits"])
+def test_bad_masks(name: str) -> None:
+    call = getattr(operations, name)
+    rest = {
+        "upsample": (8, 8),
+        "binarize": (8, 8, 0.0, 1.0),
+        "flip_small": (True, 3),
+        "clean_logits": (0.0, 3, 3),
+    }[name]
+    good = MASKS if name == "flip_small" else LOGITS
+    call(good, *rest)
+    with pytest.raises(TypeError, match="must be"):
+        call(good.astype(np.float64), *rest)
+    with pytest.raises(ValueError, match="3 dimensions"):
+        call(good[0], *rest)
+    with pytest.raises(ValueError, match="contiguous"):
+        call(np.asfortranarray(np.repeat(good, 2, axis=0)), *rest)
+    with pytest.raises(ValueError, match="size of 0"):
+        call(good[:0], *rest)
+    with pytest.raises(ValueError, match="threads"):
+        call(good, *rest, threads=-1)
+    with pytest.raises(TypeError):
+        call(None, *rest)

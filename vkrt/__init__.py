@@ -1,0 +1,50 @@
+"""vkrt: a compiled inference runtime for SAM 2 and Stable Diffusion 3.5."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vkrt.engines.sam2_image import ImageEmbedding, Masks, Segmenter
+    from vkrt.errors import (
+        BackendError,
+        CheckpointError,
+        DownloadError,
+        ImageError,
+        OutputError,
+        PromptError,
+        UnknownModelError,
+        VkrtError,
+    )
+    from vkrt.loading import load
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "DownloadError",
+    "ImageEmbedding",
+    "ImageError",
+    "Masks",
+    "OutputError",
+    "PromptError",
+    "Segmenter",
+    "UnknownModelError",
+    "VkrtError",
+    "load",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "vkrt.loading",
+    "ImageEmbedding": "vkrt.engines.sam2_image",
+    "Masks": "vkrt.engines.sam2_image",
+    "Segmenter": "vkrt.engines.sam2_image",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import vkrt` costs nothing that its caller does not use.
+    if name not in __all__:
+        raise AttributeError(f"module 'vkrt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "vkrt.errors")), name)

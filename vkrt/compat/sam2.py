@@ -1,0 +1,347 @@
+"""The public names of SAM 2's own package with their signatures: change one import.
+
+    from vkrt.compat.sam2 import build_sam2, SAM2ImagePredictor
+
+What differs from upstream is named where it does: prompts are checked, results are the same on
+every device (hole filling too), and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from vkrt import catalog
+from vkrt.compat.overrides import read_overrides
+from vkrt.engines.sam2_image import ImageEmbedding, Segmenter
+from vkrt.errors import PromptError
+from vkrt.loading import load
+from vkrt.media.masks import clean_logits, upsample
+from vkrt.media.prompts import PromptBatch, prepare
+
+__all__ = ["SAM2ImagePredictor", "Sam2Handle", "build_sam2", "build_sam2_hf"]
+
+# Upstream returns low-resolution logits clamped to this.
+LOGIT_LIMIT = 32.0
+
+
+class Sam2Handle:
+    """Stand where upstream has its model: what predictors take and user code asks.
+
+    Attributes:
+        segmenter: the vkrt model.
+        image_size: side of the model's input, in pixels.
+        mask_threshold: logit above which a pixel is in a mask.
+        dynamic_multimask_via_stability: whether an unstable single mask is replaced by the best
+            of three.
+    """
+
+    mask_threshold = 0.0
+    training = False
+
+    def __init__(self, segmenter: Segmenter, dynamic_multimask_via_stability: bool = True) -> None:
+        self.segmenter = segmenter
+        self.image_size = segmenter.config.image_size
+        self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
+
+    @property
+    def device(self) -> Any:
+        """Return the torch device that the model runs on."""
+        import torch
+
+        return torch.device(self.segmenter.device)
+
+    def eval(self) -> Sam2Handle:
+        """Return the model itself: it only infers."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Sam2Handle:
+        """Return the model itself where it is already there.
+
+        Raises:
+            ValueError: another device is asked for; that is chosen when it is built.
+        """
+        import torch
+
+        for wanted in (*args, *kwargs.values()):
+            if not isinstance(wanted, (str, torch.device)):
+                continue
+            if torch.device(wanted).type != self.device.type:
+                raise ValueError(f"built for {self.device}; pass device={wanted!r} to build_sam2")
+        return self
+
+
+def build_sam2(
+    config_file: str,
+    ckpt_path: str | os.PathLike[str] | None = None,
+    device: Any = "auto",
+    mode: str = "eval",
+    hydra_overrides_extra: list[str] | None = None,
+    apply_postprocessing: bool = True,
+    **kwargs: Any,
+) -> Sam2Handle:
+    """Build a model from upstream's config path and a checkpoint.
+
+    Args:
+        config_file: such as "configs/sam2.1/sam2.1_hiera_t.yaml"; any catalog name does too.
+        ckpt_path: the checkpoint; None takes what `vkrt pull` fetched.
+        device: as for torch; "auto" is the first GPU, else the CPU. (Upstream's default is
+            "cuda", which fails where there is none.)
+        mode: "eval"; vkrt does not train through this call.
+        hydra_overrides_extra: of upstream's overrides those of image_size and
+            dynamic_multimask_via_stability.
+        apply_postprocessing: choose the best of three where a single mask is unstable.
+        kwargs: options of vkrt.load (backend, precision, threads).
+
+    Raises:
+        VkrtError: as vkrt.load, or an override that vkrt does not know.
+        ValueError: mode is not "eval".
+    """
+    if mode != "eval":
+        raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
+    overrides = read_overrides(hydra_overrides_extra or [])
+    image_size = overrides.pop("image_size", None)
+    segmenter = load(
+        config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs
+    )
+    dynamic = overrides.get("dynamic_multimask_via_stability", apply_postprocessing)
+    return Sam2Handle(segmenter, bool(dynamic))
+
+
+def build_sam2_hf(model_id: str, **kwargs: Any) -> Sam2Handle:
+    """Build the model of a hub id such as "facebook/sam2.1-hiera-tiny", fetching its weights.
+
+    Raises:
+        VkrtError: as build_sam2; DownloadError where the hub can't be reached.
+    """
+    from vkrt.weights.hub import pull
+
+    model = catalog.find(model_id)
+    return build_sam2(model.name, pull(model), **kwargs)
+
+
+class SAM2ImagePredictor:
+    """Segment one picture, or several at once, with upstream's calls.
+
+    Args:
+        sam_model: what build_sam2 returned.
+        mask_threshold: logit above which a pixel is in a mask.
+        max_hole_area: fill holes of at most this many low-resolution pixels.
+        max_sprinkle_area: remove islands of at most this many low-resolution pixels.
+    """
+
+    def __init__(
+        self,
+        sam_model: Sam2Handle,
+        mask_threshold: float = 0.0,
+        max_hole_area: float = 0.0,
+        max_sprinkle_area: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.model = sam_model
+        self.mask_threshold = mask_threshold
+        self.max_hole_area = max_hole_area
+        self.max_sprinkle_area = max_sprinkle_area
+        self._embeddings: list[ImageEmbedding] = []
+        self._is_batch = False
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2ImagePredictor:
+        """Build a predictor from a hub id; see build_sam2_hf."""
+        return cls(build_sam2_hf(model_id, **kwargs))
+
+    @property
+    def device(self) -> Any:
+        """Return the torch device that the model runs on."""
+        return self.model.device
+
+    @property
+    def _is_image_set(self) -> bool:
+        return bool(self._embeddings)
+
+    @property
+    def _orig_hw(self) -> list[tuple[int, int]]:
+        return [embedding.size for embedding in self._embeddings]
+
+    @property
+    def _features(self) -> dict[str, Any] | None:
+        if not self._embeddings:
+            return None
+        import torch
+
+        image, s0, s1 = (
+            torch.cat(parts)
+            for parts in zip(*(e.features for e in self._embeddings), strict=True)
+        )
+        return {"image_embed": image, "high_res_feats": [s0, s1]}
+
+    def set_image(self, image: Any) -> None:
+        """Encode a picture: (H, W, 3) uint8 RGB or a PIL image.
+
+        Raises:
+            ImageError: it is neither.
+        """
+        self.reset_predictor()
+        self._embeddings = [self.model.segmenter.encode(image)]
+
+    def set_image_batch(self, image_list: list[Any]) -> None:
+        """Encode several pictures, of any sizes, for predict_batch.
+
+        Raises:
+            ImageError: one of them is no picture.
+        """
+        self.reset_predictor()
+        self._embeddings = self.model.segmenter.encode(list(image_list))
+        self._is_batch = True
+
+    def predict(
+        self,
+        point_coords: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        normalize_coords: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict masks on the picture that was set.
+
+        Args:
+            point_coords: (P, 2) or (B, P, 2) x, y.
+            point_labels: (P,) or (B, P), 1 on the object and 0 not on it.
+            box: (4,) or (B, 4) x0, y0, x1, y1.
+            mask_input: (1, h, w) low-resolution logits of an earlier answer.
+            multimask_output: give three masks, else one.
+            return_logits: give logits at the picture's size instead of masks.
+            normalize_coords: coordinates are in pixels of the picture; else in [0, 1].
+
+        Returns:
+            masks (C, H, W) float32, scores (C,) and low-resolution logits (C, h, w); with a
+            batch of B > 1 prompts an axis of B in front of each.
+
+        Raises:
+            RuntimeError: no picture was set, or several were.
+            PromptError: the prompts do not fit together.
+        """
+        self._check_set(batch=False)
+        return self._predict_one(
+            0,
+            point_coords,
+            point_labels,
+            box,
+            mask_input,
+            multimask_output,
+            return_logits,
+            normalize_coords,
+        )
+
+    def predict_batch(
+        self,
+        point_coords_batch: list[Any] | None = None,
+        point_labels_batch: list[Any] | None = None,
+        box_batch: list[Any] | None = None,
+        mask_input_batch: list[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        normalize_coords: bool = True,
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Predict masks on each picture that set_image_batch was given: lists of predict's.
+
+        Raises:
+            RuntimeError: no batch of pictures was set.
+            PromptError: a list has not one entry a picture, or prompts do not fit together.
+        """
+        self._check_set(batch=True)
+        count = len(self._embeddings)
+        prompts = (point_coords_batch, point_labels_batch, box_batch, mask_input_batch)
+        for given in prompts:
+            if given is not None and len(given) != count:
+                raise PromptError(f"{count} pictures were set, but prompts for {len(given)} given")
+        results = [
+            self._predict_one(
+                index,
+                *(None if given is None else given[index] for given in prompts),
+                multimask_output,
+                return_logits,
+                normalize_coords,
+            )
+            for index in range(count)
+        ]
+        masks, scores, logits = (list(column) for column in zip(*results, strict=True))
+        return masks, scores, logits
+
+    def _predict_one(
+        self,
+        index: int,
+        points: Any,
+        labels: Any,
+        box: Any,
+        mask: Any,
+        multimask: bool,
+        return_logits: bool,
+        normalize_coords: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        embedding = self._embeddings[index]
+        if points is not None and labels is None:
+            raise PromptError("point_labels must be supplied if point_coords is supplied")
+        prompts = self._prepare(embedding, points, labels, box, mask, normalize_coords)
+        logits, scores, _ = self.model.segmenter.decode_low_res(
+            embedding, prompts, multimask, self.model.dynamic_multimask_via_stability
+        )
+        shown = self._full_size(logits, embedding.size, return_logits)
+        logits = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+        if len(logits) == 1:
+            return shown[0], scores[0], logits[0]
+        return shown, scores, logits
+
+    def _prepare(
+        self,
+        embedding: ImageEmbedding,
+        points: Any,
+        labels: Any,
+        box: Any,
+        mask: Any,
+        normalize_coords: bool,
+    ) -> PromptBatch:
+        side = self.model.image_size
+        # Coordinates in [0, 1] are pixels of a picture of 1 by 1. Upstream takes points outside
+        # the picture, and code that relies on it exists.
+        size = embedding.size if normalize_coords else (1, 1)
+        return prepare(size, side, points, labels, box, mask, strict=False)
+
+    def _full_size(
+        self, logits: np.ndarray, size: tuple[int, int], return_logits: bool
+    ) -> np.ndarray:
+        flat = logits.reshape(-1, *logits.shape[2:])
+        if self.max_hole_area > 0 or self.max_sprinkle_area > 0:
+            flat = clean_logits(
+                flat, self.mask_threshold, int(self.max_hole_area), int(self.max_sprinkle_area)
+            )
+        full = upsample(flat, *size).reshape(*logits.shape[:2], *size)
+        return full if return_logits else (full > self.mask_threshold).astype(np.float32)
+
+    def get_image_embedding(self) -> Any:
+        """Return the image embedding (1, C, S/16, S/16) of the picture that was set.
+
+        Raises:
+            RuntimeError: no picture was set.
+        """
+        features = self._features
+        if features is None:
+            raise RuntimeError("no picture is set: call set_image(...) first")
+        return features["image_embed"]
+
+    def reset_predictor(self) -> None:
+        """Forget the picture."""
+        self._embeddings = []
+        self._is_batch = False
+
+    def _check_set(self, batch: bool) -> None:
+        if not self._embeddings:
+            call = "set_image_batch" if batch else "set_image"
+            raise RuntimeError(f"no picture is set: call {call}(...) before predicting")
+        if self._is_batch != batch:
+            wanted = "predict_batch" if self._is_batch else "predict"
+            raise RuntimeError(f"use {wanted}(...) with what was set")

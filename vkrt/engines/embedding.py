@@ -1,0 +1,94 @@
+"""Image embeddings on disk: safetensors with a header that names the model and the photo."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from vkrt.errors import CheckpointError
+from vkrt.media.files import write_atomically
+
+__all__ = ["EmbeddingHeader", "read_embedding", "write_embedding"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EmbeddingHeader:
+    """Say what an embedding belongs to.
+
+    Attributes:
+        model: catalog name of the model.
+        fingerprint: digest of its weights.
+        size: height and width of the photo, in pixels.
+        key: digest of the photo's content.
+    """
+
+    model: str
+    fingerprint: str
+    size: tuple[int, int]
+    key: str
+
+
+def write_embedding(path: Path, header: EmbeddingHeader, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays and the header, whole or not at all.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    text = json.dumps({"schema": SCHEMA, **asdict(header)})
+    contents = save(
+        {k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={"vkrt": text}
+    )
+    write_atomically(path, lambda file: file.write(contents))
+
+
+def read_embedding(
+    path: Path, model: str, fingerprint: str, shapes: dict[str, tuple[int, ...]]
+) -> tuple[EmbeddingHeader, dict[str, np.ndarray]]:
+    """Read what `write_embedding` wrote for the same model, weights and shapes.
+
+    Raises:
+        CheckpointError: the file is not there, damaged, or of something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no embedding at {path}; emb.save(path) writes one")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = parse_header(path, file.metadata())
+            check_origin(path, header, model, fingerprint)
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if found != shapes:
+                raise CheckpointError(f"{path} holds arrays {found}, wanted {shapes}")
+            return header, {name: file.get_tensor(name) for name in shapes}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a readable embedding file: {error}") from None
+
+
+def parse_header(path: Path, metadata: dict[str, str] | None) -> EmbeddingHeader:
+    """Return the header that the metadata hold."""
+    try:
+        fields = json.loads((metadata or {})["vkrt"])
+        schema = fields.pop("schema")
+        height, width = fields.pop("size")
+        header = EmbeddingHeader(size=(int(height), int(width)), **fields)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is not an embedding that emb.save(path) wrote") from None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+    return header
+
+
+def check_origin(path: Path, header: EmbeddingHeader, model: str, fingerprint: str) -> None:
+    """Refuse an embedding of another model or of other weights."""
+    if header.model != model:
+        raise CheckpointError(f"{path} was made by {header.model}, but this is {model}")
+    if header.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{path} was made by {model} with other weights; encode the photo again"
+        )

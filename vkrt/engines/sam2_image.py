@@ -1,0 +1,298 @@
+"""The image engine of SAM 2: encode a photo once, then answer prompts on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from vkrt.backends.base import Backend
+from vkrt.engines.embedding import EmbeddingHeader, read_embedding, write_embedding
+from vkrt.media.image import Photo, read_image, to_input
+from vkrt.media.masks import binarize, choose, magnitude
+from vkrt.media.prompts import prepare
+from vkrt.memory.cache import ByteCache
+from vkrt.models.sam2.config import Sam2Config
+from vkrt.stage import Stage
+
+__all__ = ["ImageEmbedding", "Masks", "Segmenter"]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Hold the answer to a prompt: N masks, or B batches of N for B prompts.
+
+    Attributes:
+        masks: (N, H, W) or (B, N, H, W) bool at the photo's own size.
+        scores: (N,) or (B, N) float32, predicted IoU in [0, 1].
+        stability: (N,) or (B, N) float32 in [0, 1]: area above +1 over area above -1 logit.
+        magnitude: (N,) or (B, N) float32, mean logit inside the mask.
+        areas: (N,) or (B, N) int64, pixels inside.
+        logits: (N, h, w) or (B, N, h, w) float32 at low resolution; `mask=` takes one back.
+        object_scores: (1,) or (B, 1) float32 logits: above 0, the prompt names an object.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    stability: np.ndarray
+    magnitude: np.ndarray
+    areas: np.ndarray
+    logits: np.ndarray
+    object_scores: np.ndarray
+
+    @property
+    def best(self) -> Any:
+        """Return the index of the highest score: an int, or (B,) int64 for a batch."""
+        index = self.scores.argmax(axis=-1)
+        return index if self.scores.ndim > 1 else int(index)
+
+
+class ImageEmbedding:
+    """Keep what the encoder made of one photo; prompts on it never encode again.
+
+    Attributes:
+        size: height and width of the photo, in pixels.
+        key: digest of the photo's content.
+        features: the device arrays that the mask decoder reads.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        features: tuple[Any, ...],
+        size: tuple[int, int],
+        key: str,
+    ) -> None:
+        self._segmenter = segmenter
+        self.features = features
+        self.size = size
+        self.key = key
+
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        box: Any = None,
+        mask: Any = None,
+        multimask: bool = True,
+        dynamic_multimask: bool = True,
+    ) -> Masks:
+        """Return the masks that the prompts name.
+
+        Args:
+            points: (P, 2) x, y in pixels of the photo; (B, P, 2) for B objects at once.
+            labels: (P,) or (B, P): 1 on the object, 0 not on it, -1 padding; None means all 1.
+            box: (4,) or (B, 4) x0, y0, x1, y1 in pixels of the photo.
+            mask: (h, w) or (B, h, w) logits of an earlier answer, to refine it.
+            multimask: give three candidates (for a single, ambiguous click); else one.
+            dynamic_multimask: where one is asked for and it is unstable, give the best of the
+                three instead.
+
+        Raises:
+            PromptError: there is no prompt, or one does not fit the photo or the others.
+        """
+        return self._segmenter.decode(
+            self,
+            prepare(self.size, self._segmenter.config.image_size, points, labels, box, mask),
+            multimask,
+            dynamic_multimask,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedding as safetensors, whole or not at all.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        self._segmenter.save_embedding(self, path)
+
+
+class Segmenter:
+    """Segment photos with one SAM 2 model.
+
+    Attributes:
+        name: catalog name of the model.
+        config: its shape.
+        backend: name of the backend that runs it.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Sam2Config,
+        stages: Mapping[str, Stage],
+        backend: Backend,
+        fingerprint: str = "",
+        embedding_cache_bytes: int = 0,
+        threads: int | None = None,
+        batch_size: int = 4,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.backend = backend.name
+        self.device = backend.device
+        self._backend = backend
+        self._fingerprint = fingerprint
+        self._threads = threads
+        self._batch_size = batch_size
+        self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
+        self._feature_ports = stages["image_encoder"].outputs
+        self._encode = backend.prepare(stages["image_encoder"])
+        self._decode = backend.prepare(stages["mask_decoder"])
+
+    @overload
+    def encode(self, photo: Photo) -> ImageEmbedding: ...
+    @overload
+    def encode(self, photo: Sequence[Photo]) -> list[ImageEmbedding]: ...
+
+    def encode(self, photo: Photo | Sequence[Photo]) -> ImageEmbedding | list[ImageEmbedding]:
+        """Encode a photo, or a list of them in batches; one seen before comes from the cache.
+
+        Args:
+            photo: a path, the bytes of a file, a PIL image or (H, W, 3) uint8; a list of such,
+                of any sizes, gives a list.
+
+        Raises:
+            ImageError: a photo can't be read.
+        """
+        if not isinstance(photo, (list, tuple)):
+            return self._encode_all([photo])[0]
+        return self._encode_all(photo)
+
+    def _encode_all(self, photos: Sequence[Photo]) -> list[ImageEmbedding]:
+        keys: list[str] = []
+        known: dict[str, ImageEmbedding] = {}
+        waiting: dict[str, np.ndarray] = {}
+        for source in photos:
+            photo = read_image(source)
+            key = content_key(photo)
+            keys.append(key)
+            cached = self._cache.get(key)
+            if cached is not None:
+                known[key] = cached
+            elif key not in known:
+                waiting[key] = photo
+            if len(waiting) == self._batch_size:
+                known.update(self._encode_batch(waiting))
+                waiting.clear()
+        if waiting:
+            known.update(self._encode_batch(waiting))
+        return [known[key] for key in keys]
+
+    def _encode_batch(self, photos: Mapping[str, np.ndarray]) -> dict[str, ImageEmbedding]:
+        side = self.config.image_size
+        pixels = np.empty((len(photos), 3, side, side), np.float32)
+        for row, photo in zip(pixels, photos.values(), strict=True):
+            to_input(photo, side, out=row, threads=self._threads)
+        features = self._encode(self._backend.from_host(pixels))
+        embeddings = {}
+        for index, (key, photo) in enumerate(photos.items()):
+            own = self._row(features, index) if len(photos) > 1 else features
+            embedding = ImageEmbedding(self, own, photo.shape[:2], key)
+            self._cache.put(key, embedding, sum(feature_bytes(f) for f in own))
+            embeddings[key] = embedding
+        return embeddings
+
+    def _row(self, features: tuple[Any, ...], index: int) -> tuple[Any, ...]:
+        # A view would keep the whole batch alive for as long as one of its photos.
+        rows = []
+        for feature, port in zip(features, self._feature_ports, strict=True):
+            row = self._backend.empty((1, *feature.shape[1:]), port.dtype)
+            row[...] = feature[index : index + 1]
+            rows.append(row)
+        return tuple(rows)
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Any,
+        multimask: bool = True,
+        dynamic_multimask: bool = True,
+    ) -> Masks:
+        """Return the masks of prepared prompts (vkrt.media.prompts) on an embedding."""
+        logits, scores, object_scores = self.decode_low_res(
+            embedding, prompts, multimask, dynamic_multimask
+        )
+        count, kept, side = logits.shape[:3]
+        flat = logits.reshape(count * kept, side, side)
+        height, width = embedding.size
+        binary = binarize(flat, height, width, threads=self._threads)
+        lead = (count, kept) if prompts.is_batch else (kept,)
+        return Masks(
+            masks=binary.masks.reshape(*lead, height, width),
+            scores=scores.reshape(lead),
+            stability=binary.stability.reshape(lead),
+            magnitude=magnitude(flat).reshape(lead),
+            areas=binary.areas.reshape(lead),
+            logits=logits.reshape(*lead, side, side),
+            object_scores=object_scores.reshape(*lead[:-1], 1),
+        )
+
+    def decode_low_res(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Any,
+        multimask: bool = True,
+        dynamic_multimask: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return logits (B, N, h, w), predicted IoU (B, N) and object score logits (B, 1)."""
+        arrays = (prompts.points, prompts.labels, prompts.masks, prompts.has_mask)
+        decoded = self._decode(*embedding.features, *map(self._backend.from_host, arrays))
+        logits, scores, object_scores = map(self._backend.to_host, decoded)
+        logits, scores = choose(logits, scores, multimask, dynamic_multimask)
+        return logits, scores, object_scores
+
+    def host_features(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
+        """Return the arrays of an embedding by port name, on the host."""
+        names = (port.name for port in self._feature_ports)
+        return dict(zip(names, map(self._backend.to_host, embedding.features), strict=True))
+
+    def save_embedding(self, embedding: ImageEmbedding, path: str | os.PathLike[str]) -> None:
+        """Write an embedding; see ImageEmbedding.save."""
+        header = EmbeddingHeader(self.name, self._fingerprint, embedding.size, embedding.key)
+        write_embedding(Path(path), header, self.host_features(embedding))
+
+    def load_embedding(self, path: str | os.PathLike[str]) -> ImageEmbedding:
+        """Read an embedding that `save` wrote with the same model and weights.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another model or other weights.
+        """
+        shapes = {
+            port.name: tuple(1 if isinstance(d, str) else d for d in port.shape)
+            for port in self._feature_ports
+        }
+        header, arrays = read_embedding(Path(path), self.name, self._fingerprint, shapes)
+        features = tuple(self._backend.from_host(arrays[name]) for name in shapes)
+        embedding = ImageEmbedding(self, features, header.size, header.key)
+        self._cache.put(header.key, embedding, sum(feature_bytes(f) for f in features))
+        return embedding
+
+    def close(self) -> None:
+        """Release the cache and what the backend holds."""
+        self._cache.clear()
+        self._backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def content_key(photo: np.ndarray) -> str:
+    """Return a digest of a photo's size and pixels."""
+    digest = hashlib.blake2b(np.ascontiguousarray(photo).data, digest_size=16)
+    digest.update(repr(photo.shape).encode())
+    return digest.hexdigest()
+
+
+def feature_bytes(array: Any) -> int:
+    """Return the bytes of a device array of any backend."""
+    return int(array.nbytes)
