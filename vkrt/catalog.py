@@ -62,6 +62,7 @@ _NANO = Model(
         memory=MemoryConfig(mem_dim=32, num_layers=2, ffn_dim=256),
         image_size=256,
         hidden_dim=128,
+        decoder_heads=2,
         decoder_mlp_dim=512,
     ),
     packaged=Path(__file__).parent / "demo" / "weights" / "sam2.1-nano.safetensors",

@@ -26,6 +26,8 @@ class Sam2(nn.Module):
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
         self.config = config
+        # Loading image-only weights (transformers' Sam2Model) clears it.
+        self.has_memory = True
         dim, mem_dim = config.hidden_dim, config.memory.mem_dim
         self.image_encoder = ImageEncoder(config)
         self.sam_prompt_encoder = PromptEncoder(dim, config.image_size)

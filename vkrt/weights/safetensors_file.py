@@ -1,0 +1,94 @@
+"""Read one .safetensors file: the header's claims are checked before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from vkrt.errors import CheckpointError
+from vkrt.weights.limits import MAX_HEADER_BYTES, MAX_TENSORS, shown
+
+__all__ = ["read_safetensors", "safetensors_shapes"]
+
+LENGTH_BYTES = 8
+
+
+def check_header(path: Path) -> None:
+    """Check that the header is as long as it may be, all there, and of few enough tensors.
+
+    Format: 8 bytes little-endian length, then that much JSON, then the data
+    (https://huggingface.co/docs/safetensors).
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{shown(path, 1000)} claims a header of {length:,} bytes, and at most "
+                f"{MAX_HEADER_BYTES:,} are read: it is damaged or hostile, get it again"
+            )
+        if size < LENGTH_BYTES + length:
+            raise CheckpointError(f"{shown(path, 1000)} is truncated: get it again")
+        # Counting bytes costs no memory; the parser would build an object for each.
+        check_count(path, file.read(length).count(b'"data_offsets"'))
+
+
+def check_count(path: Path, count: int) -> None:
+    if count > MAX_TENSORS:
+        raise CheckpointError(
+            f"{shown(path, 1000)} holds {count:,} tensors, and at most {MAX_TENSORS:,} are read: "
+            "give the checkpoint of one model"
+        )
+
+
+def open_checked(path: Path) -> Any:
+    """Return the library's open file, whose offsets and shapes it has checked."""
+    check_header(path)
+    file = safe_open(str(path), framework="pt", device="cpu")
+    check_count(path, len(file.keys()))
+    return file
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; they are mapped into memory, so pages load when touched.
+
+    Raises:
+        CheckpointError: the file is damaged or beyond the limits.
+    """
+    try:
+        with open_checked(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # A crafted file can make a reader raise anything.
+        raise damaged(path, error) from None
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors; only its header is read.
+
+    Raises:
+        CheckpointError: the file is damaged or beyond the limits.
+    """
+    try:
+        with open_checked(path) as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = shown(str(error).removeprefix("Error while deserializing header: "))
+    return CheckpointError(
+        f"{shown(path, 1000)} is not a whole safetensors file ({reason}): get it again"
+    )
