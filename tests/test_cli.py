@@ -1,0 +1,493 @@
+"""The command line: what it writes and prints, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import vkrt
+from vkrt import catalog
+from vkrt.cli import doctor, main, prompts
+from vkrt.errors import PromptError
+from vkrt.media import native
+from vkrt.media.masks import mask_to_logits
+from vkrt.weights import hub
+
+MODEL = "sam2.1-nano"
+
+
+@dataclass
+class Answer:
+    """Hold what a command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Return a function that runs a command line in this process."""
+
+    def run(*arguments: Any) -> Answer:
+        code = main.main([str(a) for a in arguments])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of the demo model's shape with random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vkrt.models.sam2.model import Sam2
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    tensors = Sam2(catalog.find(MODEL).config).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: np.ndarray) -> Path:
+    """Return the current folder, which holds photo.png and nothing else."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    Image.fromarray(photo).save(folder / "photo.png")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def read(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def bounds(mask: np.ndarray) -> list[int] | None:
+    """Return x, y, width, height of a mask, the slow and plain way."""
+    ys, xs = np.nonzero(mask)
+    if not len(ys):
+        return None
+    return [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+
+
+# What a segmentation gives.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "multimask"),
+    [
+        (["--point", "70,40"], {"points": [[70, 40]], "labels": [1]}, True),
+        (
+            ["--point", "70,40", "--negative", "5,80.5"],
+            {"points": [[70, 40], [5, 80.5]], "labels": [1, 0]},
+            False,
+        ),
+        (["--box", "45,15,95,65"], {"box": [45, 15, 95, 65]}, False),
+        (
+            ["--negative", "5,5", "--box", "45,15,95,65"],
+            {"points": [[5, 5]], "labels": [0], "box": [45, 15, 95, 65]},
+            False,
+        ),
+    ],
+)
+def test_mask_is_the_best_of_predict(
+    call: Callable[..., Answer],
+    here: Path,
+    weights: Path,
+    photo: np.ndarray,
+    arguments: list[str],
+    prompt: dict[str, Any],
+    multimask: bool,
+) -> None:
+    answer = call("segment", "photo.png", "--checkpoint", weights, "--out", "m.png", *arguments)
+    assert answer.code == 0 and answer.err == ""
+    wanted = vkrt.load(MODEL, weights).encode(photo).predict(**prompt, multimask=multimask)
+    written = read("m.png")
+    assert written.dtype == np.uint8 and written.shape == photo.shape[:2]
+    np.testing.assert_array_equal(written, wanted.masks[wanted.best] * np.uint8(255))
+    assert files(here) == {"photo.png", "m.png"}
+
+
+def test_json_says_what_the_files_hold(
+    call: Callable[..., Answer], here: Path, weights: Path
+) -> None:
+    answer = call(
+        *("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--all-masks"),
+        *("--out", "m.png", "--overlay", "seen.jpg", "--json"),
+    )
+    assert answer.code == 0 and answer.err == ""
+    report = answer.json
+    assert report["model"] == MODEL and report["device"] == "cpu"
+    assert report["photo"] == {"file": "photo.png", "width": 120, "height": 90}
+    assert report["overlay"] == "seen.jpg" and set(report["ms"]) == {"load", "encode", "predict"}
+    assert [mask["file"] for mask in report["masks"]] == ["m-0.png", "m-1.png", "m-2.png"]
+    scores = [mask["score"] for mask in report["masks"]]
+    assert scores == sorted(scores, reverse=True)
+    for mask in report["masks"]:
+        written = read(mask["file"]) > 0
+        assert mask["area"] == written.sum()
+        assert mask["box"] == bounds(written)
+        assert 0 <= mask["stability"] <= 1 and np.isfinite(mask["magnitude"])
+    assert files(here) == {"photo.png", "seen.jpg", "m-0.png", "m-1.png", "m-2.png"}
+
+
+def test_mask_is_a_prompt(
+    call: Callable[..., Answer], here: Path, weights: Path, photo: np.ndarray
+) -> None:
+    rough = np.zeros(photo.shape[:2], bool)
+    rough[15:65, 45:95] = True
+    Image.fromarray(rough).save("rough.png")
+    given = ("segment", "photo.png", "--checkpoint", weights, "--mask", "rough.png")
+    assert call(*given, "--out", "m.png").code == 0
+    sam = vkrt.load(MODEL, weights)
+    logits = mask_to_logits(rough, sam.config.mask_size)
+    wanted = sam.encode(photo).predict(mask=logits, multimask=False)
+    np.testing.assert_array_equal(read("m.png") > 0, wanted.masks[wanted.best])
+
+
+def test_overlay_shows_the_photo(
+    call: Callable[..., Answer], here: Path, weights: Path, photo: np.ndarray
+) -> None:
+    given = ("segment", "photo.png", "--checkpoint", weights, "--box", "45,15,95,65")
+    assert call(*given, "--overlay", "seen.png").code == 0
+    seen = read("seen.png")
+    assert seen.shape == photo.shape and (seen != photo).any()
+    assert files(here) == {"photo.png", "seen.png"}
+
+
+def test_without_any_output_the_mask_goes_here(
+    call: Callable[..., Answer], here: Path, weights: Path
+) -> None:
+    given = ("segment", here / "photo.png", "--checkpoint", weights, "--point", "70,40")
+    answer = call(*given)
+    assert answer.code == 0 and "photo.mask.png" in answer.out and "120x90" in answer.out
+    assert files(here) == {"photo.png", "photo.mask.png"}
+
+
+def test_json_alone_writes_no_file(call: Callable[..., Answer], here: Path, weights: Path) -> None:
+    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--json")
+    assert call(*given).json["masks"][0]["file"] is None
+    assert files(here) == {"photo.png"}
+
+
+def test_options_reach_the_model(
+    call: Callable[..., Answer], here: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, received = vkrt.load, {}
+
+    def load(name: str, **settings: Any) -> Any:
+        received.update(settings, name=name)
+        return real(name, **settings)
+
+    monkeypatch.setattr(vkrt, "load", load)
+    answer = call(
+        *("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--json"),
+        *("--model", "SAM2.1_nano", "--image-size", "128", "--threads", "2"),
+        *("--device", "cpu", "--precision", "fp32"),
+    )
+    assert answer.code == 0
+    assert received == {
+        **{"name": "SAM2.1_nano", "checkpoint": weights, "image_size": 128, "threads": 2},
+        **{"device": "cpu", "precision": "fp32"},
+    }
+
+
+# What goes wrong: one line, exit code 2, nothing left behind.
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return a PNG whose header states a size and which holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    empty = chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + empty + chunk(b"IEND", b"")
+
+
+def prepare_bad_files(here: Path) -> None:
+    """Write the damaged inputs of BAD."""
+    whole = (here / "photo.png").read_bytes()
+    (here / "empty.png").write_bytes(b"")
+    (here / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (here / "huge.png").write_bytes(png_header(50_000, 40_000))
+    (here / "text.png").write_text("no picture")
+    Image.new("L", (60, 45)).save(here / "small.png")
+
+
+BAD = {
+    "no prompt": (["photo.png"], "name the object"),
+    "a point outside": (["photo.png", "--point", "121,40"], "outside the photo"),
+    "a negative coordinate": (["photo.png", "--point", "-5,40"], "outside the photo"),
+    "NaN": (["photo.png", "--point", "nan,40"], "--point wants finite numbers"),
+    "infinity": (["photo.png", "--negative", "inf,40"], "--negative wants finite numbers"),
+    "one number": (["photo.png", "--point", "40"], "--point wants finite numbers X,Y"),
+    "words": (["photo.png", "--point", "here,there"], "'here,there'"),
+    "three corners": (["photo.png", "--box", "1,2,3"], "--box wants finite numbers X0,Y0,X1,Y1"),
+    "a box inside out": (["photo.png", "--box", "50,50,20,20"], "x1 > x0"),
+    "a box outside": (["photo.png", "--box", "200,200,300,300"], "outside the photo"),
+    "no photo": (["nowhere.png", "--point", "1,1"], "nowhere.png"),
+    "a folder": ([".", "--point", "1,1"], "folder"),
+    "an empty file": (["empty.png", "--point", "1,1"], "empty.png"),
+    "a truncated file": (["cut.png", "--point", "1,1"], "cut.png"),
+    "2 gigapixels": (["huge.png", "--point", "1,1"], "50000"),
+    "not a picture": (["text.png", "--point", "1,1"], "text.png"),
+    "a mask of another size": (["photo.png", "--mask", "small.png"], "60x45"),
+    "a mask that is none": (["photo.png", "--mask", "text.png"], "text.png"),
+    "an unknown model": (["photo.png", "--point", "1,1", "--model", "sam9"], "unknown model"),
+    "another size": (["photo.png", "--point", "1,1", "--model", "sam2.1-tiny"], "sam2.1-tiny"),
+    "an odd input size": (["photo.png", "--point", "1,1", "--image-size", "100"], "32"),
+    "no device": (["photo.png", "--point", "1,1", "--device", "cuda:99"], "cuda:99"),
+    "no precision": (["photo.png", "--point", "1,1", "--precision", "fp3"], "precision"),
+    "no threads": (["photo.png", "--point", "1,1", "--threads", "0"], "threads"),
+    "no number": (["photo.png", "--point", "1,1", "--threads", "two"], "--threads"),
+    "an unknown option": (["photo.png", "--pint", "1,1"], "--pint"),
+    "no checkpoint": (["photo.png", "--point", "1,1", "--checkpoint", "no.pt"], "no.pt"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input_gets_one_line(
+    call: Callable[..., Answer], here: Path, weights: Path, case: str
+) -> None:
+    prepare_bad_files(here)
+    before = files(here)
+    arguments, words = BAD[case]
+    answer = call("segment", "--checkpoint", weights, "--out", "m.png", *arguments)
+    assert answer.code == 2 and answer.out == ""
+    assert answer.err.startswith("vkrt: ") and answer.err.count("\n") == 1
+    assert words in answer.err
+    assert files(here) == before
+
+
+UNWRITABLE = {
+    "no folder": (["--out", "nowhere/m.png"], "nowhere"),
+    "a file as folder": (["--out", "photo.png/m.png"], "photo.png"),
+    "a folder": (["--overlay", "folder.png"], "folder"),
+    "no such process": (["--out", "/proc/nope/m.png"], "/proc/nope"),
+    "no picture format": (["--overlay", "seen.txt"], ".jpg"),
+    "a lossy mask": (["--out", "m.jpg"], ".png"),
+    "the photo": (["--out", "../here/photo.png"], "input"),
+    "the photo too": (["--overlay", "photo.png"], "input"),
+    "one file twice": (["--out", "m.png", "--overlay", "m.png"], "another output"),
+    "a mask's name": (["--out", "m.png", "--overlay", "m-1.png", "--all-masks"], "another output"),
+}
+
+
+@pytest.mark.parametrize("case", list(UNWRITABLE))
+def test_bad_output_is_told_before_the_model_loads(
+    call: Callable[..., Answer], here: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(vkrt, "load", load)
+    (here / "folder.png").mkdir()
+    before, original = files(here), (here / "photo.png").read_bytes()
+    arguments, words = UNWRITABLE[case]
+    answer = call("segment", "photo.png", "--point", "70,40", *arguments)
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert answer.err.startswith("vkrt: ") and words in answer.err
+    assert files(here) == before and (here / "photo.png").read_bytes() == original
+
+
+def test_a_failed_run_keeps_an_older_mask(
+    call: Callable[..., Answer], here: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
+) -> None:
+    (here / "m.png").write_bytes(b"older")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40")
+    answer = call(*given, "--out", "m.png")
+    assert answer.code == 2 and "No space left" in answer.err and answer.err.count("\n") == 1
+    assert (here / "m.png").read_bytes() == b"older" and files(here) == {"photo.png", "m.png"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "'vkrt[torch]'"),
+        (MemoryError(), 2, "out of memory"),
+        (PermissionError(13, "Permission denied", "x.pt"), 2, "Permission denied: x.pt"),
+        (PromptError("two\nlines"), 2, "two lines"),
+    ],
+)
+def test_failures_become_one_line(
+    call: Callable[..., Answer],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(vkrt, "load", load)
+    answer = call("segment", "photo.png", "--point", "70,40", "--out", "m.png")
+    assert answer.code == code and words in answer.err and answer.err.count("\n") == 1
+    assert files(here) == {"photo.png"}
+
+
+def test_a_bug_stays_a_bug(
+    call: Callable[..., Answer], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vkrt, "load", lambda *_, **__: {}["nothing"])
+    with pytest.raises(KeyError):
+        call("segment", "photo.png", "--point", "70,40")
+
+
+@given(
+    st.text(max_size=20) | st.lists(st.floats(), max_size=5).map(lambda v: ",".join(map(str, v)))
+)
+def test_typed_numbers_are_finite_or_refused(text: str) -> None:
+    try:
+        values = prompts.numbers("--point", text, "X,Y", "1,2")
+    except PromptError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(values) == 2 and np.isfinite(values).all()
+
+
+# models, doctor, pull and help.
+
+
+def test_models_lists_the_catalog(
+    call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VKRT_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    by_hand = tmp_path / "checkpoints" / "sam2.1_hiera_tiny.pt"
+    by_hand.parent.mkdir()
+    by_hand.touch()
+    found = {model["name"]: model for model in call("models", "--json").json}
+    assert list(found) == catalog.names()
+    assert found["sam2.1-tiny"]["file"] == str(by_hand)
+    assert found["sam2.1-tiny"]["hub_id"] == "facebook/sam2.1-hiera-tiny"
+    assert found["sam2-large"]["image_size"] == 1024
+    shown = call("models").out
+    assert all(name in shown for name in catalog.names()) and "vkrt pull" in shown
+
+
+def test_doctor_tells_what_would_run(call: Callable[..., Answer]) -> None:
+    answer = call("doctor", "--json")
+    report = answer.json
+    assert answer.code == 0 and report["would_run"]["backend"] == "eager"
+    assert report["cpu"]["cores"] >= 1 and report["memory_bytes"] > 2**28
+    assert report["torch"]["threads"] >= 1 and report["vkrt"] == vkrt.__version__
+    shown = call("doctor")
+    assert shown.code == 0 and "eager on" in shown.out and report["cpu"]["model"] in shown.out
+
+
+def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vkrt.backends.find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "installed", lambda package: None)
+    answer = call("doctor", "--json")
+    assert answer.code == 1 and answer.json["would_run"]["backend"] is None
+    commands = {item["what"]: item["command"] for item in answer.json["missing"]}
+    assert commands["torch"] == "pip install 'vkrt[torch]'"
+    shown = call("doctor")
+    assert shown.code == 1 and "NOTHING" in shown.out and commands["torch"] in shown.out
+
+
+def test_doctor_is_loud_about_missing_cpp(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "why_missing", lambda: "no compiler was there")
+    answer = call("doctor")
+    assert "no compiler was there" in answer.out and "C++" in answer.err
+    missing = call("doctor", "--json").json["missing"]
+    assert any("compiler" in item["command"] for item in missing)
+
+
+def test_pull_prints_the_file(
+    call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pull(model: catalog.Model, cache: Path | None = None, offline: bool = False) -> Path:
+        assert cache == tmp_path and not offline
+        file = tmp_path / str(model.checkpoint)
+        file.write_bytes(b"1234")
+        return file
+
+    monkeypatch.setattr(hub, "pull", pull)
+    file = tmp_path / "sam2.1_hiera_tiny.pt"
+    assert call("pull", "sam2.1-tiny", "--cache", tmp_path).out == f"{file}\n"
+    answer = call("pull", "sam2.1-tiny", "--cache", tmp_path, "--json")
+    assert answer.json == {"model": "sam2.1-tiny", "file": str(file), "bytes": 4}
+
+
+def test_pull_offline_names_the_file(
+    call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "import_hub", lambda: None)
+    answer = call("pull", "sam2.1-tiny", "--offline", "--cache", tmp_path)
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert "sam2.1_hiera_tiny.pt" in answer.err and str(tmp_path) in answer.err
+    assert call("pull", "sam9").code == 2
+
+
+@pytest.mark.parametrize("command", ["segment", "models", "doctor", "pull"])
+def test_help_has_an_example_and_json(call: Callable[..., Answer], command: str) -> None:
+    answer = call(command, "--help")
+    assert answer.code == 0 and f"Example: vkrt {command}" in answer.out
+    assert "--json" in answer.out
+
+
+def test_nothing_given_shows_help(call: Callable[..., Answer]) -> None:
+    answer = call()
+    assert answer.code == 0 and "segment" in answer.out
+    assert call("--version").out == f"{vkrt.__version__}\n"
+
+
+# As a user's shell sees it.
+
+
+def shell(*arguments: Any, cwd: Path) -> Answer:
+    command = [sys.executable, "-m", "vkrt.cli", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_process_segments(here: Path, weights: Path) -> None:
+    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40")
+    answer = shell(*given, "--out", "m.png", "--json", cwd=here)
+    assert answer.code == 0 and answer.err == ""
+    assert answer.json["masks"][0]["file"] == "m.png" and (here / "m.png").is_file()
+
+
+def test_a_process_fails_in_one_line(here: Path) -> None:
+    (here / "empty.png").touch()
+    answer = shell("segment", "empty.png", "--point", "1,1", "--out", "m.png", cwd=here)
+    assert answer.code == 2 and answer.out == "" and answer.err.count("\n") == 1
+    assert answer.err.startswith("vkrt: ") and files(here) == {"photo.png", "empty.png"}

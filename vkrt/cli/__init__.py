@@ -1,0 +1,1 @@
+"""The command line: `vkrt segment`, `models`, `doctor` and `pull`, one file each."""

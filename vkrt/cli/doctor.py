@@ -1,0 +1,204 @@
+"""`vkrt doctor`: what this machine has, what would run, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vkrt.cli.output import AsJson, print_json, print_table
+
+__all__ = ["doctor", "examine"]
+
+# What each package is for, and the extra that brings it.
+OPTIONAL = {
+    "torch": ("torch", "runs the models"),
+    "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
+    "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
+}
+NOTHING_RUNS = 1
+
+
+def doctor(as_json: AsJson = False) -> int:
+    """Tell what this machine has, what would run and why, and what is missing.
+
+    Exits with 1 if nothing can run here.
+    """
+    report = examine()
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+    return 0 if report["would_run"]["backend"] else NOTHING_RUNS
+
+
+def examine() -> dict[str, Any]:
+    """Return what this machine has; imports torch only if it is installed."""
+    from vkrt import __version__
+    from vkrt.options import cache_folder
+
+    native = look_at_native()
+    return {
+        "vkrt": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": {"model": cpu_model(), "cores": usable_cores()},
+        "memory_bytes": memory_bytes(),
+        "torch": look_at_torch(),
+        "native": native,
+        "would_run": would_run(),
+        "missing": missing(native),
+        "demo_model": look_at_demo_model(),
+        "cache": str(cache_folder()),
+    }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """Return what the CPU calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Return the memory that this process may use: the machine's, or its container's limit."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def look_at_torch() -> dict[str, Any] | None:
+    """Return torch's version, threads and GPUs; None if it is not installed."""
+    if installed("torch") is None:
+        return None
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return {"version": installed("torch"), "broken": str(error)}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+    }
+
+
+def look_at_native() -> dict[str, Any]:
+    """Return whether the C++ pre- and post-processing is there, and why not."""
+    from vkrt.media import native
+
+    return {"available": native.available(), "why_missing": native.why_missing() or None}
+
+
+def look_at_demo_model() -> dict[str, Any]:
+    """Return the packaged model and whether its weights are in this install."""
+    from vkrt import catalog
+    from vkrt.weights.hub import find_local
+
+    demo = next(model for model in map(catalog.find, catalog.names()) if model.packaged)
+    return {"name": demo.name, "present": find_local(demo) is not None}
+
+
+def would_run() -> dict[str, Any]:
+    """Return the backend, device and precision that "auto" gives here, and why."""
+    from vkrt import backends
+    from vkrt.errors import BackendError
+    from vkrt.options import Options
+
+    tried = [
+        {"backend": c.name, "usable": c.usable, "why": c.reason} for c in backends.candidates()
+    ]
+    try:
+        chosen = backends.choose("auto")
+        backend = backends.create(Options())
+    except (BackendError, ImportError, OSError) as error:
+        return {"backend": None, "device": None, "why": str(error), "tried": tried}
+    why = f"the first that can run: {chosen.reason}"
+    return {"backend": backend.name, "device": backend.device, "why": why, "tried": tried}
+
+
+def missing(native: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what is not here, what it is for and the command that installs it."""
+    found = [
+        {"what": package, "for": use, "command": f"pip install 'vkrt[{extra}]'"}
+        for package, (extra, use) in OPTIONAL.items()
+        if installed(package) is None
+    ]
+    if not native["available"]:
+        found.append(
+            {
+                "what": "vkrt's C++",
+                "for": "resizes photos and finishes masks several times faster",
+                "command": "install a C++17 compiler, then in vkrt's source folder: "
+                "pip install --force-reinstall --no-deps .",
+            }
+        )
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report for a person."""
+    cpu, memory, torch = report["cpu"], report["memory_bytes"], report["torch"]
+    run, demo, native = report["would_run"], report["demo_model"], report["native"]
+    rows = [
+        ("vkrt", f"{report['vkrt']}, Python {report['python']}"),
+        ("system", report["system"]),
+        ("cpu", f"{cpu['model']}, {cpu['cores']} cores"),
+        ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
+        ("torch", describe_torch(torch)),
+        ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
+        ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
+        ("because", run["why"]),
+        (
+            "demo model",
+            f"{demo['name']}, {'packaged' if demo['present'] else 'NOT in this install'}",
+        ),
+        ("cache", report["cache"]),
+    ]
+    print_table(["", ""], rows, fold=1)
+    for item in report["missing"]:
+        print(f"missing: {item['what']}, which {item['for']}\n    {item['command']}")
+    if not native["available"]:
+        print(
+            "vkrt: the C++ extension is missing; masks are the same but slower to finish",
+            file=sys.stderr,
+        )
+
+
+def describe_torch(torch: dict[str, Any] | None) -> str:
+    """Return torch's part of the report as one line."""
+    if torch is None:
+        return "not installed"
+    if "broken" in torch:
+        return f"{torch['version']}, but it can't be imported: {torch['broken']}"
+    gpus = ", ".join(torch["gpus"]) or "no GPU"
+    cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+    return f"{torch['version']}, {torch['threads']} threads, {cuda}, {gpus}"

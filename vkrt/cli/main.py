@@ -1,0 +1,73 @@
+"""The `vkrt` command: its subcommands, and one line on stderr for whatever goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from vkrt import __version__
+from vkrt.cli.doctor import doctor
+from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
+from vkrt.cli.models import models
+from vkrt.cli.pull import pull
+from vkrt.cli.segment import segment
+
+__all__ = ["app", "main"]
+
+EXAMPLES: dict[Callable[..., Any], str] = {
+    segment: "vkrt segment photo.jpg --point 500,375 --out mask.png --overlay seen.png",
+    models: "vkrt models --json",
+    doctor: "vkrt doctor",
+    pull: "vkrt pull sam2.1-tiny",
+}
+
+app = typer.Typer(
+    name="vkrt",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, if that is wanted."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(epilog=f"Example: {EXAMPLES[segment]}")
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Segment photos with SAM 2.
+
+    Exit codes: 0 done, 1 nothing can run here (doctor), 2 bad input, 130 interrupted.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, `sys.argv` if none is given, and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(given or ["--help"], prog_name="vkrt", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"vkrt: {line}", file=sys.stderr)
+        return BAD_INPUT
+    if code == INTERRUPTED:
+        print("vkrt: interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,231 @@
+"""`vkrt segment`: one photo, one object named by clicks, a box or a mask; masks out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vkrt.cli.output import AsJson, print_json, print_table, progress
+from vkrt.cli.prompts import Prompts, mask_logits, parse_prompts
+from vkrt.cli.targets import Targets, plan, save_picture
+from vkrt.errors import PromptError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["segment"]
+
+# What SAM 2 proposes for one prompt: the whole, a part and a part of that, in no fixed order.
+PROPOSALS = 3
+
+Photo = Annotated[Path, typer.Argument(metavar="PHOTO", help="The photo.")]
+ModelName = Annotated[str, typer.Option(help="A name that `vkrt models` lists, or a checkpoint.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Its weights, if not packaged or pulled.")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Side of the model's input in pixels, a multiple of 32.")
+]
+Point = Annotated[
+    list[str] | None, typer.Option(metavar="X,Y", help="A pixel on the object; repeatable.")
+]
+Negative = Annotated[
+    list[str] | None, typer.Option(metavar="X,Y", help="A pixel not on it; repeatable.")
+]
+Box = Annotated[str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object.")]
+Mask = Annotated[
+    Path | None, typer.Option(help="A rough mask to refine: white on black, of the photo's size.")
+]
+AllMasks = Annotated[
+    bool,
+    typer.Option(
+        "--all-masks",
+        help="Write all three proposals, best first: OUT mask.png gives "
+        "mask-0.png, mask-1.png, mask-2.png.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="The mask, a .png, white on the object. Without --out, --overlay and --json: "
+        "PHOTO.mask.png in the current folder."
+    ),
+]
+Overlay = Annotated[
+    Path | None, typer.Option(help="The photo with mask and prompts drawn in (.png, .jpg, .webp).")
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's own.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+
+
+def segment(
+    photo: Photo,
+    model: ModelName = "sam2.1-nano",
+    checkpoint: Checkpoint = None,
+    image_size: ImageSize = None,
+    point: Point = None,
+    negative: Negative = None,
+    box: Box = None,
+    mask: Mask = None,
+    all_masks: AllMasks = False,
+    out: Out = None,
+    overlay: Overlay = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Segment one object of a photo, named by clicks, a box or a rough mask."""
+    from vkrt.media.image import read_image
+
+    prompts = parse_prompts(point or [], negative or [], box)
+    if prompts.points is None and prompts.box is None and mask is None:
+        raise PromptError("name the object: give --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE")
+    targets = plan(photo, out, overlay, PROPOSALS if all_masks else 1, as_json)
+    targets.check([path for path in (photo, mask, checkpoint) if path is not None])
+    pixels = read_image(photo)
+    prompts.check(pixels.shape[:2])
+
+    settings = {"device": device, "precision": precision, "threads": threads}
+    found = run(pixels, prompts, mask, all_masks, (model, checkpoint, image_size), settings)
+    write(pixels, prompts, found["result"], found["order"], targets)
+    report = describe(photo, found, targets)
+    if as_json:
+        print_json(report)
+    else:
+        show(report)
+
+
+def run(
+    pixels: np.ndarray,
+    prompts: Prompts,
+    mask: Path | None,
+    all_masks: bool,
+    which: tuple[str, Path | None, int | None],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Load the model, encode the photo and predict, timing each.
+
+    Returns:
+        sam, result, order (the masks to keep, best first) and ms.
+    """
+    import vkrt
+
+    name, checkpoint, image_size = which
+    ms: dict[str, float] = {}
+    with progress(f"loading {name}"), timed(ms, "load"):
+        sam = vkrt.load(name, checkpoint=checkpoint, image_size=image_size, **settings)
+    earlier = None
+    if mask is not None:
+        earlier = mask_logits(mask, pixels.shape[:2], sam.config.mask_size)
+    with progress("encoding the photo"), timed(ms, "encode"):
+        embedding = sam.encode(pixels)
+    # One click may mean a part or the whole, so the best of three answers it; more prompts don't.
+    proposals = all_masks or (prompts.ambiguous and mask is None)
+    with timed(ms, "predict"):
+        result = embedding.predict(
+            prompts.points, prompts.labels, prompts.box, earlier, multimask=proposals
+        )
+    ranked = sorted(range(len(result.scores)), key=lambda i: -result.scores[i])
+    return {"sam": sam, "result": result, "order": ranked if all_masks else ranked[:1], "ms": ms}
+
+
+@contextmanager
+def timed(ms: dict[str, float], name: str) -> Iterator[None]:
+    """Put the milliseconds that the block takes under `name`."""
+    start = time.perf_counter()
+    yield
+    ms[name] = round((time.perf_counter() - start) * 1000, 1)
+
+
+def write(
+    pixels: np.ndarray, prompts: Prompts, result: Any, order: list[int], targets: Targets
+) -> None:
+    """Write the masks and the overlay that the targets name."""
+    from vkrt.media.masks import write_mask
+    from vkrt.media.overlay import draw_overlay
+
+    for path, index in zip(targets.masks, order, strict=bool(targets.masks)):
+        write_mask(path, result.masks[index])
+    if targets.overlay is not None:
+        boxes = None if prompts.box is None else [prompts.box]
+        masks = result.masks[order]
+        picture = draw_overlay(pixels, masks, prompts.points, prompts.labels, boxes)
+        save_picture(targets.overlay, picture)
+
+
+def describe(photo: Path, found: dict[str, Any], targets: Targets) -> dict[str, Any]:
+    """Return what was done, as JSON has it; boxes are x, y, width, height in pixels."""
+    sam, result = found["sam"], found["result"]
+    files: list[str | None] = [str(path) for path in targets.masks]
+    files = files or [None] * len(found["order"])
+    height, width = result.masks.shape[-2:]
+    return {
+        "model": sam.name,
+        "backend": sam.backend,
+        "device": sam.device,
+        "photo": {"file": str(photo), "width": width, "height": height},
+        "masks": [
+            {
+                "file": file,
+                "score": number(result.scores[index]),
+                "stability": number(result.stability[index]),
+                "magnitude": number(result.magnitude[index]),
+                "area": int(result.areas[index]),
+                "box": box_of(result.masks[index]),
+            }
+            for file, index in zip(files, found["order"], strict=True)
+        ],
+        "overlay": None if targets.overlay is None else str(targets.overlay),
+        "ms": found["ms"],
+    }
+
+
+def number(value: Any) -> float | None:
+    """Return a float with four decimals; None for what JSON can't hold."""
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
+def box_of(mask: np.ndarray) -> list[int] | None:
+    """Return x, y, width, height of what is set in a mask (H, W) bool; None if nothing is."""
+    import numpy as np
+
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return None
+    left, right, top, bottom = (int(v) for v in (*columns[[0, -1]], *rows[[0, -1]]))
+    return [left, top, right - left + 1, bottom - top + 1]
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report for a person."""
+    photo, ms = report["photo"], report["ms"]
+    print(f"{photo['file']}: {photo['width']}x{photo['height']}, {report['model']}", end="")
+    print(f" on {report['device']} ({report['backend']})")
+    print_table(
+        ["mask", "score", "stability", "area", "box x,y,w,h"],
+        [
+            [
+                mask["file"] or "(not written)",
+                text(mask["score"]),
+                text(mask["stability"]),
+                f"{mask['area'] / (photo['width'] * photo['height']):.1%}",
+                ",".join(map(str, mask["box"] or ["empty"])),
+            ]
+            for mask in report["masks"]
+        ],
+        fold=0,
+    )
+    if report["overlay"]:
+        print(f"overlay: {report['overlay']}")
+    print(", ".join(f"{name} {value:g} ms" for name, value in ms.items()))
+
+
+def text(value: float | None) -> str:
+    """Return a score as it is shown."""
+    return "-" if value is None else f"{value:.3f}"
