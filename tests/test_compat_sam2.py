@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import vkrt
 from vkrt import catalog
-from vkrt.compat.sam2 import SAM2ImagePredictor, Sam2Handle, build_sam2
+from vkrt.compat.sam2 import Sam2Handle, SAM2ImagePredictor, build_sam2
 from vkrt.media.masks import clean_logits, upsample
 from vkrt.models.sam2.model import Sam2
 

@@ -128,9 +128,7 @@ def test_embeddings(pair: Pair) -> None:
     ],
     ids=["click", "points", "boxes", "points-and-boxes", "points-and-mask", "mask"],
 )
-def test_masks(
-    pair: Pair, count: int, points: int, box: bool, mask: bool, multimask: bool
-) -> None:
+def test_masks(pair: Pair, count: int, points: int, box: bool, mask: bool, multimask: bool) -> None:
     given = prompts(pair.size, count, points, box)
     side = pair.size // 4
     low_res = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(3)) * 5

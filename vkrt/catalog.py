@@ -58,7 +58,9 @@ _NANO = Model(
     name="sam2.1-nano",
     config=Sam2Config(
         version="2.1",
-        trunk=HieraConfig(40, 1, (1, 2, 6, 1), (5, 7, 8), window_spec=(8, 4, 8, 8), pos_embed_bkg=8),
+        trunk=HieraConfig(
+            40, 1, (1, 2, 6, 1), (5, 7, 8), window_spec=(8, 4, 8, 8), pos_embed_bkg=8
+        ),
         memory=MemoryConfig(mem_dim=32, num_layers=2, ffn_dim=256),
         image_size=256,
         hidden_dim=128,
@@ -90,7 +92,7 @@ def _aliases() -> dict[str, str]:
             if alias:
                 aliases[alias.lower().replace("_", "-")] = model.name
         if model.yaml:
-            # Upstream's predictors are also built from the bare file name, and 2.0 from "sam2_hiera_t".
+            # User code also names configs by the bare file name, with or without its ending.
             stem = model.yaml.rsplit("/", 1)[1]
             for alias in (stem, stem.removesuffix(".yaml"), model.yaml.removesuffix(".yaml")):
                 aliases[alias.lower().replace("_", "-")] = model.name

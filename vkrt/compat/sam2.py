@@ -19,7 +19,7 @@ from vkrt.engines.sam2_image import ImageEmbedding, Segmenter
 from vkrt.errors import PromptError
 from vkrt.loading import load
 from vkrt.media.masks import clean_logits, upsample
-from vkrt.media.prompts import PromptBatch, prepare
+from vkrt.media.prompts import prepare
 
 __all__ = ["SAM2ImagePredictor", "Sam2Handle", "build_sam2", "build_sam2_hf"]
 
@@ -103,9 +103,7 @@ def build_sam2(
         raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
     overrides = read_overrides(hydra_overrides_extra or [])
     image_size = overrides.pop("image_size", None)
-    segmenter = load(
-        config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs
-    )
+    segmenter = load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)
     dynamic = overrides.get("dynamic_multimask_via_stability", apply_postprocessing)
     return Sam2Handle(segmenter, bool(dynamic))
 
@@ -172,8 +170,7 @@ class SAM2ImagePredictor:
         import torch
 
         image, s0, s1 = (
-            torch.cat(parts)
-            for parts in zip(*(e.features for e in self._embeddings), strict=True)
+            torch.cat(parts) for parts in zip(*(e.features for e in self._embeddings), strict=True)
         )
         return {"image_embed": image, "high_res_feats": [s0, s1]}
 
@@ -228,10 +225,7 @@ class SAM2ImagePredictor:
         self._check_set(batch=False)
         return self._predict_one(
             0,
-            point_coords,
-            point_labels,
-            box,
-            mask_input,
+            [point_coords, point_labels, box, mask_input],
             multimask_output,
             return_logits,
             normalize_coords,
@@ -262,7 +256,7 @@ class SAM2ImagePredictor:
         results = [
             self._predict_one(
                 index,
-                *(None if given is None else given[index] for given in prompts),
+                [None if given is None else given[index] for given in prompts],
                 multimask_output,
                 return_logits,
                 normalize_coords,
@@ -275,18 +269,19 @@ class SAM2ImagePredictor:
     def _predict_one(
         self,
         index: int,
-        points: Any,
-        labels: Any,
-        box: Any,
-        mask: Any,
+        given: list[Any],
         multimask: bool,
         return_logits: bool,
         normalize_coords: bool,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         embedding = self._embeddings[index]
-        if points is not None and labels is None:
-            raise PromptError("point_labels must be supplied if point_coords is supplied")
-        prompts = self._prepare(embedding, points, labels, box, mask, normalize_coords)
+        if given[0] is not None and given[1] is None:
+            raise PromptError("point_labels must be given where point_coords are")
+        # Coordinates in [0, 1] are pixels of a picture of 1 by 1. Upstream takes points outside
+        # the picture, and code that relies on it exists.
+        size = embedding.size if normalize_coords else (1, 1)
+        points, labels, box, mask = given
+        prompts = prepare(size, self.model.image_size, points, labels, box, mask, strict=False)
         logits, scores, _ = self.model.segmenter.decode_low_res(
             embedding, prompts, multimask, self.model.dynamic_multimask_via_stability
         )
@@ -295,21 +290,6 @@ class SAM2ImagePredictor:
         if len(logits) == 1:
             return shown[0], scores[0], logits[0]
         return shown, scores, logits
-
-    def _prepare(
-        self,
-        embedding: ImageEmbedding,
-        points: Any,
-        labels: Any,
-        box: Any,
-        mask: Any,
-        normalize_coords: bool,
-    ) -> PromptBatch:
-        side = self.model.image_size
-        # Coordinates in [0, 1] are pixels of a picture of 1 by 1. Upstream takes points outside
-        # the picture, and code that relies on it exists.
-        size = embedding.size if normalize_coords else (1, 1)
-        return prepare(size, side, points, labels, box, mask, strict=False)
 
     def _full_size(
         self, logits: np.ndarray, size: tuple[int, int], return_logits: bool

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from vkrt.models.sam2.config import Sam2Config
 from vkrt.stage import Stage
 
 __all__ = ["ImageEmbedding", "Masks", "Segmenter"]
+
+PhotoList: TypeAlias = list[Photo] | tuple[Photo, ...]
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ class Segmenter:
     @overload
     def encode(self, photo: Photo) -> ImageEmbedding: ...
     @overload
-    def encode(self, photo: Sequence[Photo]) -> list[ImageEmbedding]: ...
+    def encode(self, photo: PhotoList) -> list[ImageEmbedding]: ...
 
-    def encode(self, photo: Photo | Sequence[Photo]) -> ImageEmbedding | list[ImageEmbedding]:
+    def encode(self, photo: Photo | PhotoList) -> ImageEmbedding | list[ImageEmbedding]:
         """Encode a photo, or a list of them in batches; one seen before comes from the cache.
 
         Args:
@@ -161,9 +163,9 @@ class Segmenter:
         Raises:
             ImageError: a photo can't be read.
         """
-        if not isinstance(photo, (list, tuple)):
-            return self._encode_all([photo])[0]
-        return self._encode_all(photo)
+        if isinstance(photo, (list, tuple)):
+            return self._encode_all(photo)
+        return self._encode_all([photo])[0]
 
     def _encode_all(self, photos: Sequence[Photo]) -> list[ImageEmbedding]:
         keys: list[str] = []

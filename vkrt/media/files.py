@@ -25,7 +25,7 @@ REMEDIES = {
 }
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Call `write` on a temporary file in the same folder, then rename that to `path`.
 
     Whatever goes wrong, a file that was at `path` stays as it was and no temporary file is left.

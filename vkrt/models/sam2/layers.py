@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,9 +24,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         dims = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
-        self.layers = nn.ModuleList(
-            nn.Linear(n, m) for n, m in zip(dims[:-1], dims[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(dims))
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

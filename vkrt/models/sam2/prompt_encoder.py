@@ -24,9 +24,7 @@ class RandomPositionEncoding(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.register_buffer(
-            "positional_encoding_gaussian_matrix", torch.randn(2, num_features)
-        )
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_features))
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return (..., 2 * num_features) for positions (..., 2) as x, y in [0, 1]."""
@@ -66,6 +64,10 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, hidden_dim)
 
+    def kinds(self) -> list[nn.Module]:
+        """Return the embeddings of the labels -1 to 3, in that order."""
+        return [self.not_a_point_embed, *self.point_embeddings]
+
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """Embed points.
 
@@ -77,9 +79,7 @@ class PromptEncoder(nn.Module):
             (N, P, hidden_dim)
         """
         position = self.pe_layer((points + 0.5) / self.image_size)
-        kinds = torch.cat(
-            (self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings))
-        )
+        kinds = torch.cat([next(e.parameters()) for e in self.kinds()])
         is_point = (labels != PAD).unsqueeze(-1)
         return position * is_point + kinds[labels.long() + 1]
 

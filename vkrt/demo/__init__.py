@@ -1,0 +1,1 @@
+"""The demo model: procedural pictures and the training that uses them."""

@@ -1,0 +1,241 @@
+"""Train the demo model on procedural scenes: `python -m vkrt.demo.train --out runs/nano`.
+
+The recipe follows SAM and SAM 2: a click or a box names one object of a scene, then rounds of
+corrections are drawn from where the answer is wrong, each with the previous logits as input.
+Everything is seeded; a run that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vkrt import catalog
+from vkrt.demo.initialize import initialize
+from vkrt.demo.rounds import step_loss
+from vkrt.demo.scenes import make_scene
+from vkrt.models.sam2.model import Sam2
+
+__all__ = ["Recipe", "train"]
+
+# Held-out scenes have the seeds below this one; training never sees them.
+FIRST_TRAINING_SEED = 1_000_000
+MIN_AREA = 0.003
+GROUPING_UNTIL = 0.6
+SINGLE_ROUND_UNTIL = 0.2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how the demo model is trained.
+
+    Attributes:
+        steps: optimizer steps; the learning rate follows them to the end.
+        batch: scenes a step.
+        objects: prompts a scene.
+        rounds: predictions a prompt: the first, then corrections.
+        learning_rate: the peak, after `warmup` of the budget.
+        ema: decay of the averaged weights, which are the ones kept.
+    """
+
+    model: str = "sam2.1-nano"
+    steps: int = 7_000
+    batch: int = 4
+    objects: int = 6
+    rounds: int = 3
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.03
+    ema: float = 0.998
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """Hold what a run needs to go on."""
+
+    model: Sam2
+    averaged: Sam2
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write the state to `path`, whole or not at all."""
+        parts = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(parts, temporary)
+        os.replace(temporary, path)
+
+    def restore(self, path: Path) -> None:
+        """Read the state that `save` wrote."""
+        parts = torch.load(path, weights_only=True)
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts["averaged"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.step, self.seconds = parts["step"], parts["seconds"]
+        self.history = parts["history"]
+
+
+class Scenes(Dataset[tuple[Tensor, Tensor]]):
+    """Give the scene of an index with some of its objects, the same for the same index."""
+
+    def __init__(self, recipe: Recipe, size: int, first: int) -> None:
+        self.recipe, self.size, self.first = recipe, size, first
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return pixels (3, S, S) uint8 and masks (objects, S, S) bool."""
+        seed = FIRST_TRAINING_SEED + self.first + index
+        while True:
+            scene = make_scene(seed, self.size)
+            visible = np.flatnonzero(scene.areas() >= MIN_AREA * self.size**2) + 1
+            if len(visible):
+                break
+            seed += 1 << 31
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(
+            visible, self.recipe.objects, replace=len(visible) < self.recipe.objects
+        )
+        masks = scene.labels[None] == chosen[:, None, None]
+        pixels = np.ascontiguousarray(scene.image.transpose(2, 0, 1))
+        return torch.from_numpy(pixels), torch.from_numpy(masks)
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Return the rate at `progress` in [0, 1]: a linear warm-up, then a cosine to 1%."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * (progress / recipe.warmup + 1e-3)
+    along = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1))))
+
+
+def build(recipe: Recipe) -> State:
+    """Return the state of a run that has not begun."""
+    config = catalog.find(recipe.model).config
+    model, averaged = Sam2(config), Sam2(config)
+    initialize(model, recipe.seed)
+    averaged.load_state_dict(model.state_dict())
+    # Norms, biases and embeddings are not decayed.
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and p.numel() > 4096]
+    kept = [p for p in model.parameters() if not (p.ndim >= 2 and p.numel() > 4096)]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return State(model, averaged, torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True))
+
+
+def batches(recipe: Recipe, size: int, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give batches of scenes from index `first` on, without end."""
+    loader = DataLoader(
+        Scenes(recipe, size, first),
+        batch_size=recipe.batch,
+        num_workers=workers,
+        prefetch_factor=6 if workers else None,
+    )
+    return iter(loader)
+
+
+def log(state: State, recipe: Recipe, path: Path, rows: list[dict[str, float]]) -> None:
+    """Append the mean of the rows to the history and to the CSV."""
+    names = [f"iou{i}" for i in range(recipe.rounds + 1)]
+    row = {n: float(np.mean([r.get(n, math.nan) for r in rows])) for n in ("loss", *names)}
+    state.history.append({"step": state.step, "minutes": state.seconds / 60, **row})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(state.history[0]))
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) for k, v in r.items()} for r in state.history)
+    shown = " ".join(f"{k}={v:.4g}" for k, v in state.history[-1].items())
+    print(f"{shown} scenes={state.step * recipe.batch}", flush=True)
+
+
+def train(recipe: Recipe, out: Path, workers: int = 1) -> Sam2:
+    """Train, or go on training, and return the averaged model.
+
+    Writes state.pt (to go on from) and curve.csv to `out`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state = build(recipe)
+    if (out / "state.pt").exists():
+        state.restore(out / "state.pt")
+        print(f"going on from step {state.step}", flush=True)
+    size = state.model.config.image_size
+    source = batches(recipe, size, state.step * recipe.batch, workers)
+    rows: list[dict[str, float]] = []
+    while state.step < recipe.steps:
+        start = time.monotonic()
+        pixels, masks = next(source)
+        rate = learning_rate(recipe, state.step / recipe.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
+        grouping = max(0.0, 1 - state.step / (GROUPING_UNTIL * recipe.steps))
+        rounds = 1 if state.step < SINGLE_ROUND_UNTIL * recipe.steps else recipe.rounds
+        loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
+        loss.backward()
+        nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        average(state, min(recipe.ema, state.step / (state.step + 10)))
+        rows.append({"loss": loss.item(), **{f"iou{i}": v for i, v in enumerate(ious)}})
+        state.seconds += time.monotonic() - start
+        if state.step % 100 == 0:
+            log(state, recipe, out / "curve.csv", rows)
+            rows.clear()
+        if state.step % 500 == 0:
+            state.save(out / "state.pt")
+    state.save(out / "state.pt")
+    return state.averaged
+
+
+@torch.no_grad()
+def average(state: State, decay: float) -> None:
+    """Move the averaged weights towards the current ones."""
+    torch._foreach_lerp_(
+        list(state.averaged.parameters()), list(state.model.parameters()), 1 - decay
+    )
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = Recipe.steps,
+    batch: Annotated[int, typer.Option(help="Scenes a step.")] = Recipe.batch,
+    workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
+    save_to: Annotated[Path | None, typer.Option(help="Where the fp16 weights go.")] = None,
+) -> None:
+    """Train sam2.1-nano and write its weights as fp16 safetensors."""
+    from safetensors.torch import save_file
+
+    recipe = Recipe(steps=steps, batch=batch)
+    print(asdict(recipe), flush=True)
+    model = train(recipe, out, workers)
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, save_to or out / f"{recipe.model}.safetensors")
+
+
+if __name__ == "__main__":
+    typer.run(main)
