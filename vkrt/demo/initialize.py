@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from vkrt.models.sam2.mask_decoder import Attention
@@ -15,9 +14,8 @@ POSITION_MATCH_STD = 0.13
 CONTENT_SCALE = 0.4
 
 
-def initialize(model: Sam2, seed: int) -> None:
+def initialize(model: Sam2) -> None:
     """Fill the parameters so that a click finds its own place in the picture from the start."""
-    torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -33,8 +33,8 @@ __all__ = ["Recipe", "train"]
 # Held-out scenes have the seeds below this one; training never sees them.
 FIRST_TRAINING_SEED = 1_000_000
 MIN_AREA = 0.003
-GROUPING_UNTIL = 0.6
-SINGLE_ROUND_UNTIL = 0.2
+LOG_EVERY = 100
+SAVE_EVERY = 500
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,22 @@ class Recipe:
         batch: scenes a step.
         objects: prompts a scene.
         rounds: predictions a prompt: the first, then corrections.
-        learning_rate: the peak, after `warmup` of the budget.
+        learning_rate: the peak, after the share `warmup` of the steps.
+        grouping_until: share of the steps over which the grouping loss fades out.
+        single_round_until: share of the steps that have no corrections yet.
         ema: decay of the averaged weights, which are the ones kept.
     """
 
     model: str = "sam2.1-nano"
-    steps: int = 7_000
+    steps: int = 8_000
     batch: int = 4
     objects: int = 6
     rounds: int = 3
     learning_rate: float = 6e-4
     weight_decay: float = 0.05
     warmup: float = 0.03
+    grouping_until: float = 0.6
+    single_round_until: float = 0.2
     ema: float = 0.998
     seed: int = 0
 
@@ -135,8 +139,10 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 def build(recipe: Recipe) -> State:
     """Return the state of a run that has not begun."""
     config = catalog.find(recipe.model).config
+    # Before the modules are made: convolutions keep the values that torch draws for them.
+    torch.manual_seed(recipe.seed)
     model, averaged = Sam2(config), Sam2(config)
-    initialize(model, recipe.seed)
+    initialize(model)
     averaged.load_state_dict(model.state_dict())
     # Norms, biases and embeddings are not decayed.
     decayed = [p for p in model.parameters() if p.ndim >= 2 and p.numel() > 4096]
@@ -172,10 +178,16 @@ def log(state: State, recipe: Recipe, path: Path, rows: list[dict[str, float]]) 
     print(f"{shown} scenes={state.step * recipe.batch}", flush=True)
 
 
-def train(recipe: Recipe, out: Path, workers: int = 1) -> Sam2:
+def train(recipe: Recipe, out: Path, workers: int = 1, until: int | None = None) -> Sam2:
     """Train, or go on training, and return the averaged model.
 
     Writes state.pt (to go on from) and curve.csv to `out`.
+
+    Args:
+        recipe: what to train and how; a run goes on only with the one that it began with.
+        out: folder of the run.
+        workers: processes that draw scenes.
+        until: stop at this step; the next call goes on from it.
     """
     out.mkdir(parents=True, exist_ok=True)
     state = build(recipe)
@@ -185,31 +197,38 @@ def train(recipe: Recipe, out: Path, workers: int = 1) -> Sam2:
     size = state.model.config.image_size
     source = batches(recipe, size, state.step * recipe.batch, workers)
     rows: list[dict[str, float]] = []
-    while state.step < recipe.steps:
+    last = recipe.steps if until is None else min(until, recipe.steps)
+    while state.step < last:
         start = time.monotonic()
         pixels, masks = next(source)
-        rate = learning_rate(recipe, state.step / recipe.steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
-        grouping = max(0.0, 1 - state.step / (GROUPING_UNTIL * recipe.steps))
-        rounds = 1 if state.step < SINGLE_ROUND_UNTIL * recipe.steps else recipe.rounds
-        loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
-        loss.backward()
-        nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        average(state, min(recipe.ema, state.step / (state.step + 10)))
-        rows.append({"loss": loss.item(), **{f"iou{i}": v for i, v in enumerate(ious)}})
+        rows.append(advance(state, recipe, pixels, masks))
         state.seconds += time.monotonic() - start
-        if state.step % 100 == 0:
+        if state.step % LOG_EVERY == 0:
             log(state, recipe, out / "curve.csv", rows)
             rows.clear()
-        if state.step % 500 == 0:
+        if state.step % SAVE_EVERY == 0:
             state.save(out / "state.pt")
     state.save(out / "state.pt")
     return state.averaged
+
+
+def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict[str, float]:
+    """Take one optimizer step and return its loss and the IoU of each round."""
+    progress = state.step / recipe.steps
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, progress)
+    rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
+    grouping = max(0.0, 1 - progress / recipe.grouping_until)
+    rounds = 1 if progress < recipe.single_round_until else recipe.rounds
+    loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    # Over the first steps a shorter memory, or the random start would stay in the average.
+    average(state, min(recipe.ema, state.step / (state.step + 10)))
+    return {"loss": loss.item(), **{f"iou{i}": v for i, v in enumerate(ious)}}
 
 
 @torch.no_grad()
