@@ -1,0 +1,91 @@
+"""vkrt.load: names, paths, options, and one clear line for what can't be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vkrt
+from vkrt import catalog
+from vkrt.loading import fingerprint
+from vkrt.models.sam2.model import Sam2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return random weights of the smallest model."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    save_file(Sam2(catalog.find("sam2.1-nano").config).state_dict(), path)
+    return path
+
+
+def test_a_path_alone_is_recognised(checkpoint: Path, photo: np.ndarray) -> None:
+    sam = vkrt.load(checkpoint, image_size=64)
+    assert (sam.name, sam.backend, sam.device) == ("sam2.1-nano", "eager", "cpu")
+    assert sam.encode(photo).predict(points=[[70, 40]]).masks.shape == (3, 90, 120)
+
+
+def test_any_image_size(checkpoint: Path, photo: np.ndarray) -> None:
+    for size in (32, 96, 160):
+        sam = vkrt.load("sam2.1-nano", checkpoint, image_size=size)
+        out = sam.encode(photo).predict(box=[10, 10, 90, 80], multimask=False)
+        assert out.logits.shape == (1, size // 4, size // 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"model": "sam3-huge"}, vkrt.UnknownModelError, "did you mean"),
+        ({"model": "sam2.1-nano", "image_size": 100}, vkrt.UnknownModelError, "multiple of 32"),
+        ({"model": "sam2.1-nano", "backend": "abacus"}, vkrt.BackendError, "backend must be one"),
+        ({"model": "sam2.1-nano", "precision": "int3"}, vkrt.BackendError, "precision must be"),
+        ({"model": "sam2.1-nano", "threads": 0}, vkrt.BackendError, "threads"),
+        ({"model": "sam2.1-nano", "device": "warp:9"}, vkrt.BackendError, "device 'warp:9'"),
+        ({"model": "sam2.1-nano", "checkpoint": "nowhere.pt"}, vkrt.CheckpointError, "nowhere.pt"),
+        ({"model": "sam2.1-tiny"}, vkrt.DownloadError, "vkrt pull"),
+    ],
+)
+def test_refused_in_one_line(
+    arguments: dict[str, object],
+    kind: type[Exception],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VKRT_CACHE", str(tmp_path))
+    with pytest.raises(kind, match=words) as caught:
+        vkrt.load(**arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, vkrt.VkrtError)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_told(checkpoint: Path) -> None:
+    with pytest.raises(vkrt.BackendError, match="'cuda' is not usable"):
+        vkrt.load("sam2.1-nano", checkpoint, device="cuda")
+
+
+def test_another_size_is_told(checkpoint: Path) -> None:
+    with pytest.raises(vkrt.CheckpointError, match=r"sam2\.1-nano.*sam2\.1-tiny"):
+        vkrt.load("sam2.1-tiny", checkpoint)
+
+
+def test_other_weights_have_another_fingerprint() -> None:
+    model = Sam2(catalog.find("sam2.1-nano").config)
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    with torch.no_grad():
+        model.no_mem_embed[0, 0, 0] += 1
+    assert fingerprint(model) != before
+
+
+def test_threads_are_taken(checkpoint: Path) -> None:
+    before = torch.get_num_threads()
+    vkrt.load("sam2.1-nano", checkpoint, threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
