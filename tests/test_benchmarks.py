@@ -139,7 +139,8 @@ def test_appending_keeps_one_header_and_refuses_another(tmp_path: Path) -> None:
     append_rows(path, [speed_row()])
     append_rows(path, [speed_row()])
     before = path.read_text()
-    assert [line.startswith("date,commit,case,") for line in before.splitlines()] == [1, 0, 0]
+    assert [line.split(",")[2:4] for line in before.splitlines()] == [["case", "model"]] * 3
+    assert before.count(",".join(columns(SpeedRow))) == 1
     quality_row = QualityRow("d", "c", "m", "f", 1, 0, "box", 0.5, 0.1, 0.6, None, 0.88)
     with pytest.raises(ValueError, match="move it aside"):
         append_rows(path, [quality_row])
@@ -412,10 +413,20 @@ def test_arithmetic_is_that_of_the_products(pair: tuple[Ours, TransformersEager]
     assert 0 < click < stage_flops(stages["mask_decoder"], images=1, prompts=4, points=2)
 
 
-def run_segment(**options: object) -> None:
-    """Run the command in this process, small."""
+@pytest.fixture
+def small_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the command small, and return where its rows go."""
+    monkeypatch.setattr(segment, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(segment, "peak_gflops", lambda: 50.0)
+    monkeypatch.setattr(segment, "set_photo", lambda: set_photo((180, 120)))
+    monkeypatch.setattr(segment, "CLICKS", CLICKS)
+    return tmp_path / "results.csv"
+
+
+def run_segment(models: str = "sam2.1-nano", **options: object) -> None:
+    """Run the command in this process."""
     segment.main(
-        models="sam2.1-nano",
+        models=models,
         rounds=2,
         clicks=3,
         image_size=64,
@@ -427,33 +438,29 @@ def run_segment(**options: object) -> None:
 
 
 def test_segment_writes_a_row_for_each_case_and_variant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_segment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(segment, "RESULTS", tmp_path / "results.csv")
-    monkeypatch.setattr(segment, "peak_gflops", lambda: 50.0)
     run_segment(dry=True)
-    assert not (tmp_path / "results.csv").exists()
+    assert not small_segment.exists()
     run_segment(dry=False)
-    rows = read_rows(tmp_path / "results.csv", SpeedRow)
+    rows = read_rows(small_segment, SpeedRow)
     cases = [(row["case"], row["variant"], row["samples"]) for row in rows]
     variants = ("vkrt", "transformers")
     assert cases == [(c, v, n) for c, n in (("encode", "2"), ("click", "3")) for v in variants]
     for row in rows:
         assert 0 < float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert 0 < float(row["max_rel_error"]) < 1e-4
-        assert row["photo"] == "1800x1200" and row["image_size"] == "64"
+        assert row["photo"] == "180x120" and row["image_size"] == "64"
     assert {row["ratio_to_vkrt"] for row in rows if row["variant"] == "vkrt"} == {"1"}
     assert "transformers" in capsys.readouterr().out
 
 
 def test_segment_measures_nothing_that_disagrees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_segment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def other(oracle: object, config: object) -> Sam2:
         return Sam2(SMALL.config)
 
-    monkeypatch.setattr(segment, "RESULTS", tmp_path / "results.csv")
-    monkeypatch.setattr(segment, "peak_gflops", lambda: 50.0)
     monkeypatch.setattr(segment, "twin", other)
     monkeypatch.setattr(segment, "measure", lambda *a, **k: pytest.fail("timed after all"))
     with pytest.raises(typer.Exit) as left:
@@ -461,7 +468,17 @@ def test_segment_measures_nothing_that_disagrees(
     assert left.value.exit_code == 1
     seen = capsys.readouterr()
     assert "differ by" in seen.err and not seen.out
-    assert not (tmp_path / "results.csv").exists()
+    assert not small_segment.exists()
+
+
+def test_segment_knows_every_name_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(segment, "enter", lambda *a: pytest.fail("started after all"))
+    with pytest.raises(typer.Exit) as left:
+        run_segment("sam2.1-nano,sam9", dry=True)
+    assert left.value.exit_code == 2
+    assert "sam9" in capsys.readouterr().err
 
 
 def test_memory_is_of_this_process() -> None:

@@ -19,6 +19,7 @@ from vkrt.models.sam2.prompt_encoder import PAD
 __all__ = ["step_loss"]
 
 BOX_LABELS = (2, 3)
+BOX_SHARE = 0.2
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def reduced_precision() -> Iterator[None]:
 
 
 def first_prompts(masks: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a box for a third of the objects, a click for the others.
+    """Draw a box for a fifth of the objects, a click for the others.
 
     Returns:
         points (N, 2, 2), labels (N, 2) padded where there is only a click, and whether each
@@ -38,7 +39,7 @@ def first_prompts(masks: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, 
     """
     clicks = torch.stack((sample_clicks(masks, rng), torch.zeros(len(masks), 2)), dim=1)
     corners = noisy_boxes(masks, rng).view(-1, 2, 2)
-    is_click = torch.rand(len(masks), generator=rng) > 1 / 3
+    is_click = torch.rand(len(masks), generator=rng) > BOX_SHARE
     points = torch.where(is_click.view(-1, 1, 1), clicks, corners)
     labels = torch.where(is_click.view(-1, 1), torch.tensor([[1, PAD]]), torch.tensor([BOX_LABELS]))
     return points, labels, is_click
@@ -52,6 +53,25 @@ def correction(shown: Tensor, masks: Tensor, rng: torch.Generator) -> tuple[Tens
     return sample_clicks(region, rng).unsqueeze(1), wants_more.long().unsqueeze(1)
 
 
+def decode_boxes(
+    model: Sam2, features: tuple[Tensor, Tensor, Tensor], masks: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return logits (N, 4, h, w) and predicted IoU (N, 4) for the box of each mask (N, H, W).
+
+    Boxes take longer to learn than clicks, whose place is on the object itself; so every object
+    is asked for by its box as well.
+    """
+    count, size = len(masks), model.config.mask_size
+    points = F.pad(noisy_boxes(masks, rng).view(-1, 2, 2), (0, 0, 0, 1))
+    labels = torch.tensor([[*BOX_LABELS, PAD]]).expand(count, -1)
+    image, s0, s1 = features
+    with reduced_precision():
+        logits, iou, _, _ = model.decode(
+            image, (s0, s1), points, labels, torch.zeros(count, 1, size, size), torch.zeros(count)
+        )
+    return logits.float(), iou.float()
+
+
 def step_loss(
     model: Sam2,
     pixels: Tensor,
@@ -60,7 +80,11 @@ def step_loss(
     grouping: float,
     rng: torch.Generator,
 ) -> tuple[Tensor, list[float]]:
-    """Run all rounds of a batch: the loss, and the mean IoU of the grouping and of each round."""
+    """Run all rounds of a batch, then ask for each object by its box alone.
+
+    Returns:
+        the loss, and the mean IoU of the grouping, of each round and of the boxes.
+    """
     scenes, objects = masks.shape[:2]
     size = model.config.mask_size
     mean = torch.tensor(MEAN).view(1, 3, 1, 1) * 255
@@ -93,4 +117,7 @@ def step_loss(
             shown = F.interpolate(previous, masks.shape[-1], mode="bilinear")[:, 0] > 0
             point, label = correction(shown, masks, rng)
         points, labels = torch.cat((points, point), 1), torch.cat((labels, label), 1)
-    return total / rounds, ious
+    logits, iou = decode_boxes(model, (image, s0, s1), masks, rng)
+    total = total + round_loss(logits, iou, target, torch.zeros(len(masks), dtype=torch.bool))
+    ious.append(overlap_of(logits[:, :1], target).mean().item())
+    return total / (rounds + 1), ious

@@ -53,7 +53,7 @@ class Recipe:
     """
 
     model: str = "sam2.1-nano"
-    steps: int = 8_000
+    steps: int = 8_400
     batch: int = 4
     objects: int = 6
     rounds: int = 3
@@ -167,8 +167,8 @@ def batches(recipe: Recipe, size: int, first: int, workers: int) -> Iterator[tup
 
 def log(state: State, recipe: Recipe, path: Path, rows: list[dict[str, float]]) -> None:
     """Append the mean of the rows to the history and to the CSV."""
-    names = [f"iou{i}" for i in range(recipe.rounds + 1)]
-    row = {n: float(np.mean([r.get(n, math.nan) for r in rows])) for n in ("loss", *names)}
+    names = ["loss", "grouping", *(f"round{i + 1}" for i in range(recipe.rounds)), "box"]
+    row = {n: float(np.mean([r.get(n, math.nan) for r in rows])) for n in names}
     state.history.append({"step": state.step, "minutes": state.seconds / 60, **row})
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(state.history[0]))
@@ -213,7 +213,7 @@ def train(recipe: Recipe, out: Path, workers: int = 1, until: int | None = None)
 
 
 def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict[str, float]:
-    """Take one optimizer step and return its loss and the IoU of each round."""
+    """Take one optimizer step; return its loss and IoU of the grouping, each round, and boxes."""
     progress = state.step / recipe.steps
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, progress)
@@ -228,7 +228,9 @@ def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict
     state.step += 1
     # Over the first steps a shorter memory, or the random start would stay in the average.
     average(state, min(recipe.ema, state.step / (state.step + 10)))
-    return {"loss": loss.item(), **{f"iou{i}": v for i, v in enumerate(ious)}}
+    grouped, *answered, boxed = ious
+    clicks = {f"round{i + 1}": v for i, v in enumerate(answered)}
+    return {"loss": loss.item(), "grouping": grouped, **clicks, "box": boxed}
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Benchmarks: speed against peers and quality on held-out scenes. Run from a checkout."""

@@ -1,0 +1,165 @@
+"""Rows of measurements, appended to CSV files whose columns are fixed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "QUALITY",
+    "RESULTS",
+    "QualityRow",
+    "SpeedRow",
+    "append_rows",
+    "check_columns",
+    "columns",
+    "read_rows",
+]
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results.csv"
+QUALITY = FOLDER / "quality.csv"
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Hold one measurement of one variant.
+
+    Attributes:
+        date: of the run, UTC.
+        commit: of the checkout, "-dirty" if its sources were changed.
+        case: "encode" (photo in, embedding out) or "click" (click in, full-size masks out).
+        photo: its width x height in pixels.
+        variant: what ran; "vkrt" is the baseline of the ratios.
+        cores: usable ones, and `threads` of torch.
+        samples: rounds, all variants interleaved.
+        ratio_to_vkrt: p50 over vkrt's p50 of the same run.
+        paired_ratio: median over the rounds of the ratio to vkrt, with p20 and p80.
+        peak_rss_mib: of a process of its own that loads the model, encodes and clicks once.
+        gflops: arithmetic of the model's matrix products and convolutions over p50.
+        peak_gflops: of a 2048 matrix product in fp32, measured in the same run.
+        max_rel_error: largest difference to the other side, relative to the largest value, in
+            embeddings, logits and scores; checked in the same run before anything was timed.
+    """
+
+    date: str
+    commit: str
+    case: str
+    model: str
+    image_size: int
+    photo: str
+    variant: str
+    backend: str
+    device: str
+    cpu: str
+    cores: int
+    threads: int
+    precision: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    samples: int
+    ratio_to_vkrt: float
+    paired_ratio: float
+    paired_ratio_p20: float
+    paired_ratio_p80: float
+    peak_rss_mib: float | None
+    gflops: float
+    peak_gflops: float
+    max_rel_error: float
+    torch: str
+    transformers: str
+    numpy: str
+    python: str
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """Hold the quality of a model for one kind of prompt.
+
+    Attributes:
+        checkpoint: start of the SHA-256 of the weights.
+        scenes: held-out scenes that count; `skipped` had no object large enough.
+        mean, p10, median: of the IoU with the visible mask.
+        calibration: mean of |predicted IoU - IoU|; none for the ideal choice.
+        bar: what the mean must reach, if anything.
+    """
+
+    date: str
+    commit: str
+    model: str
+    checkpoint: str
+    scenes: int
+    skipped: int
+    kind: str
+    mean: float
+    p10: float
+    median: float
+    calibration: float | None
+    bar: float | None
+
+
+def columns(kind: type) -> list[str]:
+    """Return the header of a kind of row."""
+    return [field.name for field in fields(kind)]
+
+
+def as_text(value: Any) -> str:
+    """Return a value as its cell: nothing for None, five significant digits for a float."""
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def append_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Append rows of one kind to a file, with the header if the file is new or empty.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    if not rows:
+        return
+    kind = type(rows[0])
+    check_columns(path, kind)
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if is_new(path):
+            writer.writerow(columns(kind))
+        writer.writerows([as_text(value) for value in astuple(row)] for row in rows)
+
+
+def read_rows(path: Path, kind: type) -> list[dict[str, str]]:
+    """Return the cells of each row by column.
+
+    Raises:
+        ValueError: the file has other columns than this kind of row.
+    """
+    check_columns(path, kind)
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def is_new(path: Path) -> bool:
+    """Return whether a file has no header yet."""
+    return not path.exists() or path.stat().st_size == 0
+
+
+def check_columns(path: Path, kind: type) -> None:
+    """Refuse a file that rows of this kind can't be appended to, before they are measured.
+
+    Raises:
+        ValueError: it has other columns.
+    """
+    if is_new(path):
+        return
+    wanted = columns(kind)
+    with path.open(newline="") as file:
+        found = next(csv.reader(file), [])
+    if found != wanted:
+        raise ValueError(
+            f"{path} has other columns than this version writes: move it aside "
+            f"(wanted {wanted}, found {found})"
+        )
