@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types bench train wheel-check clean
+.PHONY: help install demo test test-all lint format types bench quality train wheel-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ types: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## Measure against the peers: benchmarks/results.csv
 	$(BIN)/python -m benchmarks.segment
+
+quality: $(VENV)/.installed  ## Measure the demo model on 500 held-out scenes: benchmarks/quality.csv
+	$(BIN)/python -m benchmarks.quality
 
 train: $(VENV)/.demo  ## Train the demo model, or go on training: out/train
 	$(BIN)/python -m vkrt.demo.train --out $(TRAIN_OUT)

@@ -19,3 +19,18 @@ def photo() -> np.ndarray:
     picture = noise + np.stack((x, y, x + y), axis=-1) // 2
     picture[(x - 70) ** 2 + (y - 40) ** 2 < 25**2] = (230, 180, 60)
     return picture.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return random weights of sam2.1-nano, the smallest model, as safetensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vkrt import catalog
+    from vkrt.models.sam2.model import Sam2
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    save_file(Sam2(catalog.find("sam2.1-nano").config).state_dict(), path)
+    return path

@@ -53,21 +53,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return run
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint of the demo model's shape with random weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from vkrt.models.sam2.model import Sam2
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    tensors = Sam2(catalog.find(MODEL).config).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    return path
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: np.ndarray) -> Path:
     """Return the current folder, which holds photo.png and nothing else."""
@@ -117,15 +102,17 @@ def bounds(mask: np.ndarray) -> list[int] | None:
 def test_mask_is_the_best_of_predict(
     call: Callable[..., Answer],
     here: Path,
-    weights: Path,
+    nano_checkpoint: Path,
     photo: np.ndarray,
     arguments: list[str],
     prompt: dict[str, Any],
     multimask: bool,
 ) -> None:
-    answer = call("segment", "photo.png", "--checkpoint", weights, "--out", "m.png", *arguments)
+    answer = call(
+        "segment", "photo.png", "--checkpoint", nano_checkpoint, "--out", "m.png", *arguments
+    )
     assert answer.code == 0 and answer.err == ""
-    wanted = vkrt.load(MODEL, weights).encode(photo).predict(**prompt, multimask=multimask)
+    wanted = vkrt.load(MODEL, nano_checkpoint).encode(photo).predict(**prompt, multimask=multimask)
     written = read("m.png")
     assert written.dtype == np.uint8 and written.shape == photo.shape[:2]
     np.testing.assert_array_equal(written, wanted.masks[wanted.best] * np.uint8(255))
@@ -133,10 +120,18 @@ def test_mask_is_the_best_of_predict(
 
 
 def test_json_says_what_the_files_hold(
-    call: Callable[..., Answer], here: Path, weights: Path
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path
 ) -> None:
     answer = call(
-        *("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--all-masks"),
+        *(
+            "segment",
+            "photo.png",
+            "--checkpoint",
+            nano_checkpoint,
+            "--point",
+            "70,40",
+            "--all-masks",
+        ),
         *("--out", "m.png", "--overlay", "seen.jpg", "--json"),
     )
     assert answer.code == 0 and answer.err == ""
@@ -156,23 +151,23 @@ def test_json_says_what_the_files_hold(
 
 
 def test_mask_is_a_prompt(
-    call: Callable[..., Answer], here: Path, weights: Path, photo: np.ndarray
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, photo: np.ndarray
 ) -> None:
     rough = np.zeros(photo.shape[:2], bool)
     rough[15:65, 45:95] = True
     Image.fromarray(rough).save("rough.png")
-    given = ("segment", "photo.png", "--checkpoint", weights, "--mask", "rough.png")
+    given = ("segment", "photo.png", "--checkpoint", nano_checkpoint, "--mask", "rough.png")
     assert call(*given, "--out", "m.png").code == 0
-    sam = vkrt.load(MODEL, weights)
+    sam = vkrt.load(MODEL, nano_checkpoint)
     logits = mask_to_logits(rough, sam.config.mask_size)
     wanted = sam.encode(photo).predict(mask=logits, multimask=False)
     np.testing.assert_array_equal(read("m.png") > 0, wanted.masks[wanted.best])
 
 
 def test_overlay_shows_the_photo(
-    call: Callable[..., Answer], here: Path, weights: Path, photo: np.ndarray
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, photo: np.ndarray
 ) -> None:
-    given = ("segment", "photo.png", "--checkpoint", weights, "--box", "45,15,95,65")
+    given = ("segment", "photo.png", "--checkpoint", nano_checkpoint, "--box", "45,15,95,65")
     assert call(*given, "--overlay", "seen.png").code == 0
     seen = read("seen.png")
     assert seen.shape == photo.shape and (seen != photo).any()
@@ -180,22 +175,24 @@ def test_overlay_shows_the_photo(
 
 
 def test_without_any_output_the_mask_goes_here(
-    call: Callable[..., Answer], here: Path, weights: Path
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path
 ) -> None:
-    given = ("segment", here / "photo.png", "--checkpoint", weights, "--point", "70,40")
+    given = ("segment", here / "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40")
     answer = call(*given)
     assert answer.code == 0 and "photo.mask.png" in answer.out and "120x90" in answer.out
     assert files(here) == {"photo.png", "photo.mask.png"}
 
 
-def test_json_alone_writes_no_file(call: Callable[..., Answer], here: Path, weights: Path) -> None:
-    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--json")
+def test_json_alone_writes_no_file(
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path
+) -> None:
+    given = ("segment", "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40", "--json")
     assert call(*given).json["masks"][0]["file"] is None
     assert files(here) == {"photo.png"}
 
 
 def test_options_reach_the_model(
-    call: Callable[..., Answer], here: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, received = vkrt.load, {}
 
@@ -205,13 +202,13 @@ def test_options_reach_the_model(
 
     monkeypatch.setattr(vkrt, "load", load)
     answer = call(
-        *("segment", "photo.png", "--checkpoint", weights, "--point", "70,40", "--json"),
+        *("segment", "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40", "--json"),
         *("--model", "SAM2.1_nano", "--image-size", "128", "--threads", "2"),
         *("--device", "cpu", "--precision", "fp32"),
     )
     assert answer.code == 0
     assert received == {
-        **{"name": "SAM2.1_nano", "checkpoint": weights, "image_size": 128, "threads": 2},
+        **{"name": "SAM2.1_nano", "checkpoint": nano_checkpoint, "image_size": 128, "threads": 2},
         **{"device": "cpu", "precision": "fp32"},
     }
 
@@ -274,12 +271,12 @@ BAD = {
 
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input_gets_one_line(
-    call: Callable[..., Answer], here: Path, weights: Path, case: str
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, case: str
 ) -> None:
     prepare_bad_files(here)
     before = files(here)
     arguments, words = BAD[case]
-    answer = call("segment", "--checkpoint", weights, "--out", "m.png", *arguments)
+    answer = call("segment", "--checkpoint", nano_checkpoint, "--out", "m.png", *arguments)
     assert answer.code == 2 and answer.out == ""
     assert answer.err.startswith("vkrt: ") and answer.err.count("\n") == 1
     assert words in answer.err
@@ -318,7 +315,7 @@ def test_bad_output_is_told_before_the_model_loads(
 
 
 def test_a_failed_run_keeps_an_older_mask(
-    call: Callable[..., Answer], here: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
+    call: Callable[..., Answer], here: Path, monkeypatch: pytest.MonkeyPatch, nano_checkpoint: Path
 ) -> None:
     (here / "m.png").write_bytes(b"older")
 
@@ -326,7 +323,7 @@ def test_a_failed_run_keeps_an_older_mask(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40")
+    given = ("segment", "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40")
     answer = call(*given, "--out", "m.png")
     assert answer.code == 2 and "No space left" in answer.err and answer.err.count("\n") == 1
     assert (here / "m.png").read_bytes() == b"older" and files(here) == {"photo.png", "m.png"}
@@ -479,8 +476,8 @@ def shell(*arguments: Any, cwd: Path) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def test_a_process_segments(here: Path, weights: Path) -> None:
-    given = ("segment", "photo.png", "--checkpoint", weights, "--point", "70,40")
+def test_a_process_segments(here: Path, nano_checkpoint: Path) -> None:
+    given = ("segment", "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40")
     answer = shell(*given, "--out", "m.png", "--json", cwd=here)
     assert answer.code == 0 and answer.err == ""
     assert answer.json["masks"][0]["file"] == "m.png" and (here / "m.png").is_file()

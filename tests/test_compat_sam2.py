@@ -9,27 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import vkrt
 from vkrt import catalog
 from vkrt.compat.sam2 import Sam2Handle, SAM2ImagePredictor, build_sam2
 from vkrt.media.masks import clean_logits, upsample
-from vkrt.models.sam2.model import Sam2
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return random weights of the smallest model."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    save_file(Sam2(catalog.find("sam2.1-nano").config).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> Sam2Handle:
-    return build_sam2("sam2.1-nano", checkpoint, hydra_overrides_extra=["++model.image_size=64"])
+def model(nano_checkpoint: Path) -> Sam2Handle:
+    return build_sam2(
+        "sam2.1-nano", nano_checkpoint, hydra_overrides_extra=["++model.image_size=64"]
+    )
 
 
 @pytest.fixture
@@ -152,12 +143,12 @@ def test_attributes_that_user_code_touches(predictor: SAM2ImagePredictor) -> Non
         predictor.predict(np.array([[1, 1]]), np.array([1]))
 
 
-def test_postprocessing_is_the_dynamic_choice(checkpoint: Path) -> None:
+def test_postprocessing_is_the_dynamic_choice(nano_checkpoint: Path) -> None:
     overrides = ["++model.image_size=64"]
-    on = build_sam2("sam2.1-nano", checkpoint, hydra_overrides_extra=overrides)
+    on = build_sam2("sam2.1-nano", nano_checkpoint, hydra_overrides_extra=overrides)
     off = build_sam2(
         "sam2.1-nano",
-        checkpoint,
+        nano_checkpoint,
         hydra_overrides_extra=overrides,
         apply_postprocessing=False,
     )

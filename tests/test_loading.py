@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import vkrt
 from vkrt import catalog
@@ -15,24 +14,15 @@ from vkrt.loading import fingerprint
 from vkrt.models.sam2.model import Sam2
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return random weights of the smallest model."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    save_file(Sam2(catalog.find("sam2.1-nano").config).state_dict(), path)
-    return path
-
-
-def test_a_path_alone_is_recognised(checkpoint: Path, photo: np.ndarray) -> None:
-    sam = vkrt.load(checkpoint, image_size=64)
+def test_a_path_alone_is_recognised(nano_checkpoint: Path, photo: np.ndarray) -> None:
+    sam = vkrt.load(nano_checkpoint, image_size=64)
     assert (sam.name, sam.backend, sam.device) == ("sam2.1-nano", "eager", "cpu")
     assert sam.encode(photo).predict(points=[[70, 40]]).masks.shape == (3, 90, 120)
 
 
-def test_any_image_size(checkpoint: Path, photo: np.ndarray) -> None:
+def test_any_image_size(nano_checkpoint: Path, photo: np.ndarray) -> None:
     for size in (32, 96, 160):
-        sam = vkrt.load("sam2.1-nano", checkpoint, image_size=size)
+        sam = vkrt.load("sam2.1-nano", nano_checkpoint, image_size=size)
         out = sam.encode(photo).predict(box=[10, 10, 90, 80], multimask=False)
         assert out.logits.shape == (1, size // 4, size // 4)
 
@@ -65,14 +55,14 @@ def test_refused_in_one_line(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_is_told(checkpoint: Path) -> None:
+def test_no_gpu_is_told(nano_checkpoint: Path) -> None:
     with pytest.raises(vkrt.BackendError, match="'cuda' is not usable"):
-        vkrt.load("sam2.1-nano", checkpoint, device="cuda")
+        vkrt.load("sam2.1-nano", nano_checkpoint, device="cuda")
 
 
-def test_another_size_is_told(checkpoint: Path) -> None:
+def test_another_size_is_told(nano_checkpoint: Path) -> None:
     with pytest.raises(vkrt.CheckpointError, match=r"sam2\.1-nano.*sam2\.1-tiny"):
-        vkrt.load("sam2.1-tiny", checkpoint)
+        vkrt.load("sam2.1-tiny", nano_checkpoint)
 
 
 def test_other_weights_have_another_fingerprint() -> None:
@@ -84,8 +74,8 @@ def test_other_weights_have_another_fingerprint() -> None:
     assert fingerprint(model) != before
 
 
-def test_threads_are_taken(checkpoint: Path) -> None:
+def test_threads_are_taken(nano_checkpoint: Path) -> None:
     before = torch.get_num_threads()
-    vkrt.load("sam2.1-nano", checkpoint, threads=1)
+    vkrt.load("sam2.1-nano", nano_checkpoint, threads=1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)

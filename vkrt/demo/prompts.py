@@ -64,12 +64,14 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 
 def noisy_boxes(masks: Tensor, generator: torch.Generator, spread: float = 0.1) -> Tensor:
-    """Return boxes whose corners are off by a normal error of `spread` of the box's sides.
+    """Return boxes whose corners are off by a normal error of up to `spread` of their sides.
 
-    The error is at most 20 pixels of a 1024 picture (SAM, appendix A), scaled to this one.
+    Some users draw tight boxes and some do not, so how far a box is off is drawn as well. The
+    error is at most 20 pixels of a 1024 picture (SAM, appendix A), scaled to this one.
     """
     boxes = boxes_of(masks)
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     limit = 20 / 1024 * masks.shape[-1]
-    error = torch.randn(boxes.shape, generator=generator) * sides * spread
+    care = torch.rand((len(boxes), 1), generator=generator)
+    error = torch.randn(boxes.shape, generator=generator) * sides * spread * care
     return (boxes + error.clamp(-limit, limit)).clamp(0, masks.shape[-1])

@@ -20,6 +20,7 @@ __all__ = ["step_loss"]
 
 BOX_LABELS = (2, 3)
 BOX_SHARE = 0.2
+BOX_WEIGHT = 3.0
 
 
 @contextmanager
@@ -118,6 +119,7 @@ def step_loss(
             point, label = correction(shown, masks, rng)
         points, labels = torch.cat((points, point), 1), torch.cat((labels, label), 1)
     logits, iou = decode_boxes(model, (image, s0, s1), masks, rng)
-    total = total + round_loss(logits, iou, target, torch.zeros(len(masks), dtype=torch.bool))
+    unambiguous = torch.zeros(len(masks), dtype=torch.bool)
+    total = total + BOX_WEIGHT * round_loss(logits, iou, target, unambiguous)
     ious.append(overlap_of(logits[:, :1], target).mean().item())
-    return total / (rounds + 1), ious
+    return total / (rounds + BOX_WEIGHT), ious

@@ -53,7 +53,7 @@ class Recipe:
     """
 
     model: str = "sam2.1-nano"
-    steps: int = 8_400
+    steps: int = 8_000
     batch: int = 4
     objects: int = 6
     rounds: int = 3
