@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,12 +27,15 @@ from vkrt import catalog
 from vkrt.demo.initialize import initialize
 from vkrt.demo.rounds import step_loss
 from vkrt.demo.scenes import make_scene
+from vkrt.media.files import write_atomically
 from vkrt.models.sam2.model import Sam2
+from vkrt.weights.sam2 import load_sam2
 
 __all__ = ["Recipe", "train"]
 
 # Held-out scenes have the seeds below this one; training never sees them.
 FIRST_TRAINING_SEED = 1_000_000
+SEEDS_A_RUN = 1_000_000
 MIN_AREA = 0.003
 LOG_EVERY = 100
 SAVE_EVERY = 500
@@ -42,6 +46,7 @@ class Recipe:
     """Say how the demo model is trained.
 
     Attributes:
+        image_size: side of the scenes, in pixels.
         steps: optimizer steps; the learning rate follows them to the end.
         batch: scenes a step.
         objects: prompts a scene.
@@ -53,6 +58,7 @@ class Recipe:
     """
 
     model: str = "sam2.1-nano"
+    image_size: int = 256
     steps: int = 8_000
     batch: int = 4
     objects: int = 6
@@ -112,7 +118,8 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return pixels (3, S, S) uint8 and masks (objects, S, S) bool."""
-        seed = FIRST_TRAINING_SEED + self.first + index
+        # Runs of another seed draw other scenes.
+        seed = FIRST_TRAINING_SEED + self.recipe.seed * SEEDS_A_RUN + self.first + index
         while True:
             scene = make_scene(seed, self.size)
             visible = np.flatnonzero(scene.areas() >= MIN_AREA * self.size**2) + 1
@@ -138,7 +145,7 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 def build(recipe: Recipe) -> State:
     """Return the state of a run that has not begun."""
-    config = catalog.find(recipe.model).config
+    config = catalog.find(recipe.model, recipe.image_size).config
     # Before the modules are made: convolutions keep the values that torch draws for them.
     torch.manual_seed(recipe.seed)
     model, averaged = Sam2(config), Sam2(config)
@@ -178,7 +185,13 @@ def log(state: State, recipe: Recipe, path: Path, rows: list[dict[str, float]]) 
     print(f"{shown} scenes={state.step * recipe.batch}", flush=True)
 
 
-def train(recipe: Recipe, out: Path, workers: int = 1, until: int | None = None) -> Sam2:
+def train(
+    recipe: Recipe,
+    out: Path,
+    workers: int = 1,
+    until: int | None = None,
+    start_from: Path | None = None,
+) -> Sam2:
     """Train, or go on training, and return the averaged model.
 
     Writes state.pt (to go on from) and curve.csv to `out`.
@@ -188,12 +201,17 @@ def train(recipe: Recipe, out: Path, workers: int = 1, until: int | None = None)
         out: folder of the run.
         workers: processes that draw scenes.
         until: stop at this step; the next call goes on from it.
+        start_from: weights to begin a run with, instead of random ones.
     """
     out.mkdir(parents=True, exist_ok=True)
     state = build(recipe)
     if (out / "state.pt").exists():
         state.restore(out / "state.pt")
         print(f"going on from step {state.step}", flush=True)
+    elif start_from is not None:
+        weights = load_sam2(start_from, recipe.model)[1].state_dict()
+        state.model.load_state_dict(weights)
+        state.averaged.load_state_dict(weights)
     size = state.model.config.image_size
     source = batches(recipe, size, state.step * recipe.batch, workers)
     rows: list[dict[str, float]] = []
@@ -218,7 +236,7 @@ def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, progress)
     rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
-    grouping = max(0.0, 1 - progress / recipe.grouping_until)
+    grouping = max(0.0, 1 - progress / recipe.grouping_until) if recipe.grouping_until else 0.0
     rounds = 1 if progress < recipe.single_round_until else recipe.rounds
     loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
     loss.backward()
@@ -241,21 +259,41 @@ def average(state: State, decay: float) -> None:
     )
 
 
+# The demo model was trained in two parts: most of it where steps are cheap, the rest at the size
+# that it runs at, with a lower rate and no help from the grouping loss.
+PARTS = (
+    Recipe(),
+    Recipe(
+        image_size=320,
+        steps=900,
+        learning_rate=1.5e-4,
+        grouping_until=0.0,
+        single_round_until=0.0,
+        seed=1,
+    ),
+)
+
+
+def save_weights(model: Sam2, path: Path) -> None:
+    """Write the weights as fp16 safetensors."""
+    contents = save({k: v.half().contiguous() for k, v in model.state_dict().items()})
+    write_atomically(path, lambda file: file.write(contents))
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = Recipe.steps,
-    batch: Annotated[int, typer.Option(help="Scenes a step.")] = Recipe.batch,
+    part: Annotated[int | None, typer.Option(min=1, max=2, help="Run this part alone.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
-    save_to: Annotated[Path | None, typer.Option(help="Where the fp16 weights go.")] = None,
 ) -> None:
-    """Train sam2.1-nano and write its weights as fp16 safetensors."""
-    from safetensors.torch import save_file
-
-    recipe = Recipe(steps=steps, batch=batch)
-    print(asdict(recipe), flush=True)
-    model = train(recipe, out, workers)
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, save_to or out / f"{recipe.model}.safetensors")
+    """Train sam2.1-nano: OUT/part-1, then OUT/part-2, each with its weights as safetensors."""
+    previous: Path | None = None
+    for number, recipe in enumerate(PARTS, start=1):
+        folder = out / f"part-{number}"
+        weights = folder / f"{recipe.model}.safetensors"
+        if part in (None, number):
+            print(asdict(recipe), flush=True)
+            save_weights(train(recipe, folder, workers, start_from=previous), weights)
+        previous = weights
 
 
 if __name__ == "__main__":
