@@ -71,8 +71,8 @@ def photos() -> list[Example]:
     from skimage import data
 
     return [
-        Example("coffee", data.coffee(), (300, 170), (145, 60, 440, 300)),
-        Example("chelsea", data.chelsea(), (160, 120), (60, 5, 345, 299)),
+        Example("coffee", data.coffee(), (300, 170), (180, 18, 440, 270)),
+        Example("chelsea", data.chelsea(), (215, 70), (60, 5, 345, 299)),
         Example("rocket", data.rocket(), (322, 200), (300, 60, 345, 365)),
         Example("astronaut", data.astronaut(), (225, 120), (70, 0, 370, 510)),
     ]
