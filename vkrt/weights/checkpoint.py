@@ -79,10 +79,12 @@ def gather(path: Path, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
 
 
 def tensors_of_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file of either kind by name."""
     return read_safetensors(path) if is_safetensors(path) else read_torch(path)
 
 
 def shapes_of_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of one file by name; of safetensors only the header is read."""
     if is_safetensors(path):
         return safetensors_shapes(path)
     return {name: tuple(tensor.shape) for name, tensor in read_torch(path).items()}
@@ -109,6 +111,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def why_no_checkpoint(head: bytes) -> str:
+    """Return what is wrong with a file of another kind, by its first bytes."""
     if not head:
         return "is empty: get it again"
     for start, what in MISTAKEN.items():

@@ -44,6 +44,7 @@ def find_parts(path: Path) -> Parts:
 
 
 def parts_of_folder(folder: Path) -> Parts:
+    """Return the weight files of a folder, whole or in shards."""
     for name in SINGLE_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -83,6 +84,7 @@ def parts_of_index(index: Path) -> Parts:
 
 
 def read_index(index: Path) -> dict[str, str]:
+    """Return which shard holds each tensor, as an index file says."""
     damaged = CheckpointError(f"{shown(index, 1000)} is not an index of shards: get it again")
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise damaged

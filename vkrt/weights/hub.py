@@ -126,5 +126,6 @@ def why(error: Exception, hub_id: str, file: str, cache: Path) -> str:
 
 
 def status_of(error: Exception) -> str:
+    """Return how the hub answered, to end a sentence with."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return f"with status {status}" if status else "with an error"

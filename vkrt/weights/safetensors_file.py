@@ -40,6 +40,7 @@ def check_header(path: Path) -> None:
 
 
 def check_count(path: Path, count: int) -> None:
+    """Refuse a file of more tensors than are read."""
     if count > MAX_TENSORS:
         raise CheckpointError(
             f"{shown(path, 1000)} holds {count:,} tensors, and at most {MAX_TENSORS:,} are read: "
@@ -88,6 +89,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a file that is not whole."""
     reason = shown(str(error).removeprefix("Error while deserializing header: "))
     return CheckpointError(
         f"{shown(path, 1000)} is not a whole safetensors file ({reason}): get it again"

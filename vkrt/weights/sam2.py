@@ -165,15 +165,18 @@ def stages_of(shapes: Shapes) -> list[tuple[int, int]]:
 
 
 def version_of(shapes: Shapes) -> str:
+    """Return the version by what 2.1 added; 2.1 where memory tensors are absent."""
     newer = any(name.startswith(ONLY_IN_2_1) for name in shapes)
     return "2.1" if newer or not has_memory(shapes) else "2.0"
 
 
 def has_memory(shapes: Shapes) -> bool:
+    """Return whether any tensor belongs to the memory modules."""
     return any(name.startswith(MEMORY) for name in shapes)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -243,6 +246,7 @@ def check_fit(model: catalog.Model, expected: Shapes, tensors: Mapping[str, Tens
 
 
 def as_text(shape: tuple[int, ...]) -> str:
+    """Return a shape as a message shows it."""
     return "x".join(map(str, shape)) or "a single number"
 
 

@@ -23,6 +23,7 @@ HEADS = r"(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_hea
 
 
 def downsampler_layer(match: re.Match[str]) -> str:
+    """Return the official prefix of a layer of the mask downsampler."""
     # Officially one sequence of (convolution, norm, activation) steps.
     place = 3 * int(match[1]) + (0 if match[2] == "conv" else 1)
     return f"memory_encoder.mask_downsampler.encoder.{place}."
@@ -112,6 +113,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """Return the official names and values of one tensor of transformers."""
     if name == POINT_EMBED and tensor.ndim == 2 and len(tensor) == POINT_KINDS:
         rows = tensor.split(1)
         return [(f"sam_prompt_encoder.point_embeddings.{i}.weight", r) for i, r in enumerate(rows)]
@@ -119,4 +121,5 @@ def split(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal in shape and in every value."""
     return one.shape == other.shape and torch.equal(one, other)

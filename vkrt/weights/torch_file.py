@@ -55,6 +55,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def load(path: Path) -> Any:
+    """Return what a torch file holds, running no code from it."""
     if path.suffix != ".safetensors":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # Given this name, torch would go by it; given an open file it can't map it.
@@ -109,6 +110,7 @@ def directory_bytes(path: Path, file: BinaryIO) -> int:
 
 
 def check_pickle(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that is a program or has no list of tensors."""
     names = {record.filename.rpartition("/")[2] for record in records}
     if "constants.pkl" in names:
         raise CheckpointError(
@@ -160,6 +162,7 @@ def checked_tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def not_only_tensors(path: Path, reason: str) -> CheckpointError:
+    """Return the error for a file that would run code or build objects."""
     culprit = re.search(r"GLOBAL ([\w.]+)", reason)
     what = f" ({shown(culprit[1])})" if culprit else ""
     return CheckpointError(
@@ -169,6 +172,7 @@ def not_only_tensors(path: Path, reason: str) -> CheckpointError:
 
 
 def too_many(path: Path) -> CheckpointError:
+    """Return the error for a file of more tensors than are read."""
     return CheckpointError(
         f"{shown(path, 1000)} holds more than the {MAX_TENSORS:,} tensors that are read: "
         "give the checkpoint of one model"
@@ -176,4 +180,5 @@ def too_many(path: Path) -> CheckpointError:
 
 
 def damaged(path: Path) -> CheckpointError:
+    """Return the error for a file that is not whole."""
     return CheckpointError(f"{shown(path, 1000)} is truncated or damaged: get it again")
