@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -259,17 +259,19 @@ def average(state: State, decay: float) -> None:
     )
 
 
-FINE_TUNING = Recipe(
-    image_size=320,
-    steps=900,
-    learning_rate=1.5e-4,
-    grouping_until=0.0,
-    single_round_until=0.0,
-    seed=1,
+# The demo model was trained in two parts: most of it where steps are cheap, the rest at the size
+# that it runs at, with a lower rate and no help from the grouping loss. Each draws its own scenes.
+PARTS = (
+    Recipe(),
+    Recipe(
+        image_size=320,
+        steps=900,
+        learning_rate=1.5e-4,
+        grouping_until=0.0,
+        single_round_until=0.0,
+        seed=1,
+    ),
 )
-# The demo model was trained in parts: most of it where steps are cheap, the rest at the size that
-# it runs at, with a lower rate and no help from the grouping loss. Each part draws its own scenes.
-PARTS = (Recipe(), FINE_TUNING, replace(FINE_TUNING, steps=700, seed=2))
 
 
 def save_weights(model: Sam2, path: Path) -> None:
@@ -285,7 +287,7 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
 ) -> None:
-    """Train sam2.1-nano: OUT/part-1, OUT/part-2 and so on, each with its weights as safetensors."""
+    """Train sam2.1-nano: OUT/part-1, then OUT/part-2, each with its weights as safetensors."""
     previous: Path | None = None
     for number, recipe in enumerate(PARTS, start=1):
         folder = out / f"part-{number}"
