@@ -18,7 +18,7 @@ from vkrt.compat.overrides import read_overrides
 from vkrt.engines.sam2_image import ImageEmbedding, Segmenter
 from vkrt.errors import PromptError
 from vkrt.loading import load
-from vkrt.media.masks import clean_logits, upsample
+from vkrt.media.masks import binarize, clean_logits, upsample
 from vkrt.media.prompts import prepare
 
 __all__ = ["SAM2ImagePredictor", "Sam2Handle", "build_sam2", "build_sam2_hf"]
@@ -299,8 +299,13 @@ class SAM2ImagePredictor:
             flat = clean_logits(
                 flat, self.mask_threshold, int(self.max_hole_area), int(self.max_sprinkle_area)
             )
-        full = upsample(flat, *size).reshape(*logits.shape[:2], *size)
-        return full if return_logits else (full > self.mask_threshold).astype(np.float32)
+        threads = self.model.segmenter.threads
+        if return_logits:
+            full = upsample(flat, *size, threads=threads)
+        else:
+            found = binarize(flat, *size, threshold=self.mask_threshold, threads=threads)
+            full = found.masks.astype(np.float32)
+        return full.reshape(*logits.shape[:2], *size)
 
     def get_image_embedding(self) -> Any:
         """Return the image embedding (1, C, S/16, S/16) of the picture that was set.

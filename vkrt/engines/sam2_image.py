@@ -122,6 +122,7 @@ class Segmenter:
         config: its shape.
         backend: name of the backend that runs it.
         device: where it runs.
+        threads: CPU threads of pre- and post-processing; None is one per core.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Segmenter:
         self.device = backend.device
         self._backend = backend
         self._fingerprint = fingerprint
-        self._threads = threads
+        self.threads = threads
         self._batch_size = batch_size
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
         self._feature_ports = stages["image_encoder"].outputs
@@ -191,7 +192,7 @@ class Segmenter:
         side = self.config.image_size
         pixels = np.empty((len(photos), 3, side, side), np.float32)
         for row, photo in zip(pixels, photos.values(), strict=True):
-            to_input(photo, side, out=row, threads=self._threads)
+            to_input(photo, side, out=row, threads=self.threads)
         features = self._encode(self._backend.from_host(pixels))
         embeddings = {}
         for index, (key, photo) in enumerate(photos.items()):
@@ -224,7 +225,7 @@ class Segmenter:
         count, kept, side = logits.shape[:3]
         flat = logits.reshape(count * kept, side, side)
         height, width = embedding.size
-        binary = binarize(flat, height, width, threads=self._threads)
+        binary = binarize(flat, height, width, threads=self.threads)
         lead = (count, kept) if prompts.is_batch else (kept,)
         return Masks(
             masks=binary.masks.reshape(*lead, height, width),
