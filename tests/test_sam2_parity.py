@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Sam2Model
 
 from vkrt import catalog
+from vkrt.engines.embedding import feature_maps
 from vkrt.media.masks import choose
 from vkrt.models.sam2.stages import image_stages
 
@@ -40,6 +41,7 @@ class Pair:
     oracle: Sam2Model
     encoder: torch.nn.Module
     decoder: torch.nn.Module
+    refiner: torch.nn.Module
     size: int
     embeddings: list[Tensor]
     ours: tuple[Tensor, ...]
@@ -51,11 +53,13 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     config = catalog.find(name, size).config
     oracle = oracle_model(config)
     stages = image_stages(twin(oracle, config))
-    encoder, decoder = stages["image_encoder"].module, stages["mask_decoder"].module
+    encoder, decoder, refiner = (
+        stages[name].module for name in ("image_encoder", "mask_decoder", "mask_refiner")
+    )
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         embeddings = oracle.get_image_embeddings(pixels)
-        yield Pair(oracle, encoder, decoder, size, embeddings, encoder(pixels))
+        yield Pair(oracle, encoder, decoder, refiner, size, embeddings, encoder(pixels))
 
 
 def prompts(size: int, count: int, points: int, box: bool) -> dict[str, Tensor]:
@@ -97,22 +101,21 @@ def ask_ours(pair: Pair, given: dict[str, Tensor], mask: Tensor | None, multimas
         labels.insert(0, torch.tensor([[2, 3]], dtype=torch.int32).expand(count, -1))
     if not given:  # transformers pads an empty prompt twice
         points, labels = points * 2, labels * 2
-    side = pair.size // 4
-    logits, iou, score = pair.decoder(
-        *pair.ours,
-        torch.cat(points, 1),
-        torch.cat(labels, 1),
-        torch.zeros(count, 1, side, side) if mask is None else mask.expand(count, -1, -1, -1),
-        torch.full((count,), float(mask is not None)),
-    )
+    joined = torch.cat(points, 1), torch.cat(labels, 1)
+    if mask is None:
+        logits, iou, score = pair.decoder(*pair.ours, *joined)
+    else:
+        masks = mask.expand(count, -1, -1, -1)
+        logits, iou, score = pair.refiner(*pair.ours[:3], *joined, masks)
     chosen = choose(logits.numpy(), iou.numpy(), multimask)
     return *chosen, score
 
 
 def test_embeddings(pair: Pair) -> None:
-    image, s0, s1 = pair.ours
-    for got, wanted in zip((s0, s1, image), pair.embeddings, strict=True):
-        assert relative_error(got, wanted) < RELATIVE
+    names = "image", "high_res_s0", "high_res_s1"
+    maps = feature_maps({n: t.numpy() for n, t in zip(names, pair.ours, strict=False)})
+    for name, wanted in zip((*names[1:], names[0]), pair.embeddings, strict=True):
+        assert relative_error(maps[name], wanted) < RELATIVE
 
 
 @pytest.mark.parametrize("multimask", [True, False], ids=["multimask", "single"])
@@ -123,10 +126,11 @@ def test_embeddings(pair: Pair) -> None:
         (3, 4, False, False),
         (2, 0, True, False),
         (2, 3, True, False),
+        (1, 20, False, False),
         (1, 2, False, True),
         (1, 0, False, True),
     ],
-    ids=["click", "points", "boxes", "points-and-boxes", "points-and-mask", "mask"],
+    ids=["click", "points", "boxes", "points-and-boxes", "many-points", "points-and-mask", "mask"],
 )
 def test_masks(pair: Pair, count: int, points: int, box: bool, mask: bool, multimask: bool) -> None:
     given = prompts(pair.size, count, points, box)

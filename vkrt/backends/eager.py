@@ -66,7 +66,11 @@ class EagerBackend:
 
         @torch.inference_mode()
         def program(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(module(*map(self._cast, arrays)))
+            cast = (
+                array if port.exact else self._cast(array)
+                for port, array in zip(stage.inputs, arrays, strict=True)
+            )
+            return tuple(module(*cast))
 
         return program
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vkrt.stage import Program, Stage
+from vkrt.stage import Program, Stage, bind, shape_of
 
 __all__ = ["FakeBackend"]
 
@@ -38,15 +38,12 @@ class FakeBackend:
         def program(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
             self.calls[stage.name] += 1
             self.received[stage.name] = arrays
-            sizes: dict[str, int] = {}
+            sizes = bind(stage.inputs, (array.shape for array in arrays))
             for port, array in zip(stage.inputs, arrays, strict=True):
-                bind(port.name, port.shape, array.shape, sizes)
                 if str(array.dtype) != port.dtype:
                     raise ValueError(f"{port.name} is {array.dtype}, not {port.dtype}")
             return tuple(
-                self._rng.standard_normal(
-                    [sizes[d] if isinstance(d, str) else d for d in port.shape]
-                ).astype(port.dtype)
+                self._rng.standard_normal(shape_of(port, sizes)).astype(port.dtype)
                 for port in stage.outputs
             )
 
@@ -66,19 +63,3 @@ class FakeBackend:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def bind(
-    name: str, wanted: tuple[int | str, ...], shape: tuple[int, ...], sizes: dict[str, int]
-) -> None:
-    """Match a shape to a port's, filling in the symbols.
-
-    Raises:
-        ValueError: the shape does not fit, or a symbol already stands for another size.
-    """
-    if len(wanted) != len(shape):
-        raise ValueError(f"{name} has shape {shape}, wanted {wanted}")
-    for symbol, size in zip(wanted, shape, strict=True):
-        expected = sizes.setdefault(symbol, size) if isinstance(symbol, str) else symbol
-        if expected != size:
-            raise ValueError(f"{name} has shape {shape}, wanted {wanted} where {sizes}")

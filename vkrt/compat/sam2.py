@@ -169,8 +169,10 @@ class SAM2ImagePredictor:
             return None
         import torch
 
+        maps = [self.model.segmenter.feature_maps(e) for e in self._embeddings]
         image, s0, s1 = (
-            torch.cat(parts) for parts in zip(*(e.features for e in self._embeddings), strict=True)
+            torch.from_numpy(np.concatenate([m[name] for m in maps])).to(self.device)
+            for name in ("image", "high_res_s0", "high_res_s1")
         )
         return {"image_embed": image, "high_res_feats": [s0, s1]}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from safetensors.numpy import save
 from vkrt.errors import CheckpointError
 from vkrt.media.files import write_atomically
 
-__all__ = ["EmbeddingHeader", "read_embedding", "write_embedding"]
+__all__ = ["EmbeddingHeader", "feature_maps", "read_embedding", "write_embedding"]
 
-SCHEMA = 1
+SCHEMA = 2
+HIGH_RES = ("high_res_s0", "high_res_s1")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,30 @@ class EmbeddingHeader:
     fingerprint: str
     size: tuple[int, int]
     key: str
+
+
+def feature_maps(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return an encoder's features as maps.
+
+    Args:
+        arrays: image (B, G * G, C) and high_res_s0 and high_res_s1, (B, G * G, F * F, C) in block
+            order: cell by cell of the grid, each halved in both directions until single.
+
+    Returns:
+        image (B, C, G, G), high_res_s0 and high_res_s1 (B, C, F * G, F * G).
+    """
+    image = arrays["image"]
+    grid = math.isqrt(image.shape[1])
+    maps = {"image": image.reshape(len(image), grid, grid, -1).transpose(0, 3, 1, 2)}
+    for name in HIGH_RES:
+        blocks = arrays[name]
+        halvings = (math.isqrt(blocks.shape[2])).bit_length() - 1
+        axes = np.arange(1, 3 + 2 * halvings)
+        nested = blocks.reshape(len(blocks), grid, grid, *[2] * (2 * halvings), -1)
+        raster = nested.transpose(0, axes[-1] + 1, *axes[0::2], *axes[1::2])
+        side = grid << halvings
+        maps[name] = raster.reshape(len(blocks), -1, side, side)
+    return maps
 
 
 def write_embedding(path: Path, header: EmbeddingHeader, arrays: dict[str, np.ndarray]) -> None:

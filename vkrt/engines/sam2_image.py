@@ -12,7 +12,12 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 
 from vkrt.backends.base import Backend
-from vkrt.engines.embedding import EmbeddingHeader, read_embedding, write_embedding
+from vkrt.engines.embedding import (
+    EmbeddingHeader,
+    feature_maps,
+    read_embedding,
+    write_embedding,
+)
 from vkrt.media.image import Photo, read_image, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.prompts import prepare
@@ -146,8 +151,8 @@ class Segmenter:
         self._batch_size = batch_size
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
         self._feature_ports = stages["image_encoder"].outputs
-        self._encode = backend.prepare(stages["image_encoder"])
-        self._decode = backend.prepare(stages["mask_decoder"])
+        self._stages = stages
+        self._programs = {name: backend.prepare(stage) for name, stage in stages.items()}
 
     @overload
     def encode(self, photo: Photo) -> ImageEmbedding: ...
@@ -193,7 +198,7 @@ class Segmenter:
         pixels = np.empty((len(photos), 3, side, side), np.float32)
         for row, photo in zip(pixels, photos.values(), strict=True):
             to_input(photo, side, out=row, threads=self.threads)
-        features = self._encode(self._backend.from_host(pixels))
+        features = self._programs["image_encoder"](self._backend.from_host(pixels))
         embeddings = {}
         for index, (key, photo) in enumerate(photos.items()):
             own = self._row(features, index) if len(photos) > 1 else features
@@ -245,8 +250,14 @@ class Segmenter:
         dynamic_multimask: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return logits (B, N, h, w), predicted IoU (B, N) and object score logits (B, 1)."""
-        arrays = (prompts.points, prompts.labels, prompts.masks, prompts.has_mask)
-        decoded = self._decode(*embedding.features, *map(self._backend.from_host, arrays))
+        stage = self._stages["mask_decoder" if prompts.masks is None else "mask_refiner"]
+        names = (port.name for port in self._feature_ports)
+        arrays = dict(zip(names, embedding.features, strict=True))
+        for name in ("points", "labels", "masks"):
+            given = getattr(prompts, name)
+            if given is not None:
+                arrays[name] = self._backend.from_host(given)
+        decoded = self._programs[stage.name](*(arrays[port.name] for port in stage.inputs))
         logits, scores, object_scores = map(self._backend.to_host, decoded)
         logits, scores = choose(logits, scores, multimask, dynamic_multimask)
         return logits, scores, object_scores
@@ -255,6 +266,13 @@ class Segmenter:
         """Return the arrays of an embedding by port name, on the host."""
         names = (port.name for port in self._feature_ports)
         return dict(zip(names, map(self._backend.to_host, embedding.features), strict=True))
+
+    def feature_maps(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
+        """Return the embedding as maps (1, channels, height, width) on the host.
+
+        These are image (stride 16), high_res_s0 (stride 4) and high_res_s1 (stride 8).
+        """
+        return feature_maps(self.host_features(embedding))
 
     def save_embedding(self, embedding: ImageEmbedding, path: str | os.PathLike[str]) -> None:
         """Write an embedding; see ImageEmbedding.save."""

@@ -23,15 +23,13 @@ class PromptBatch:
     Attributes:
         points: (N, P, 2) float32, x, y in pixels of the model's input.
         labels: (N, P) int32: -1 pad, 0 background, 1 foreground, 2 and 3 box corners.
-        masks: (N, 1, h, w) float32 logits; zeros where there is none.
-        has_mask: (N,) float32, 1 where there is one.
+        masks: (N, 1, h, w) float32 logits, or None.
         is_batch: whether the user gave a batch (even of one), so that results keep that axis.
     """
 
     points: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
-    has_mask: np.ndarray
+    masks: np.ndarray | None
     is_batch: bool
 
 
@@ -205,7 +203,7 @@ def join(
             "points, box and mask must be for the same number of prompts, "
             f"not {', '.join(map(str, sorted(counts)))}"
         )
-    count, low = counts.pop(), image_size // 4
+    count = counts.pop()
     if points:
         # The prompt encoder was trained with a pad where a box might be.
         points = [*points, np.zeros((count, 1, 2), np.float32)]
@@ -213,11 +211,9 @@ def join(
     else:
         points, labels = [np.zeros((count, 0, 2), np.float32)], [np.zeros((count, 0), np.int32)]
     scale = np.array([image_size / size[1], image_size / size[0]], np.float32)
-    has_mask = np.full(count, 0.0 if masks is None else 1.0, np.float32)
     return PromptBatch(
         points=np.concatenate(points, axis=1) * scale,
         labels=np.concatenate(labels, axis=1),
-        masks=np.zeros((count, 1, low, low), np.float32) if masks is None else masks,
-        has_mask=has_mask,
+        masks=masks,
         is_batch=is_batch,
     )

@@ -2,71 +2,74 @@
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vkrt.models.sam2.config import HieraConfig
 from vkrt.models.sam2.layers import MLP
+from vkrt.models.sam2.windows import Windows, join
 
 __all__ = ["Hiera"]
 
 PATCH_STRIDE = 4
-QUERY_STRIDE = 2
-
-
-def window_partition(tokens: Tensor, window: int) -> Tensor:
-    """Cut tokens (B, H, W, C) into zero-padded windows (B * windows, window, window, C)."""
-    batch, height, width, channels = tokens.shape
-    tokens = F.pad(tokens, (0, 0, 0, -width % window, 0, -height % window))
-    rows, columns = tokens.shape[1] // window, tokens.shape[2] // window
-    tokens = tokens.view(batch, rows, window, columns, window, channels)
-    return tokens.transpose(2, 3).reshape(-1, window, window, channels)
-
-
-def window_unpartition(windows: Tensor, height: int, width: int) -> Tensor:
-    """Join windows (B * windows, window, window, C) to tokens (B, height, width, C)."""
-    window, channels = windows.shape[1], windows.shape[3]
-    rows, columns = -(-height // window), -(-width // window)
-    windows = windows.view(-1, rows, columns, window, window, channels)
-    tokens = windows.transpose(2, 3).reshape(-1, rows * window, columns * window, channels)
-    return tokens[:, :height, :width]
-
-
-def pool(tokens: Tensor) -> Tensor:
-    """Take the maximum over 2x2 tokens: (B, H, W, C) to (B, H/2, W/2, C)."""
-    batch, height, width, channels = tokens.shape
-    tokens = tokens.view(
-        batch, height // QUERY_STRIDE, QUERY_STRIDE, width // QUERY_STRIDE, QUERY_STRIDE, channels
-    )
-    return tokens.amax(dim=(2, 4))
 
 
 class MultiScaleAttention(nn.Module):
-    """Attend within a window; the first block of a later stage pools its queries 2x2."""
+    """Attend within windows or over the picture; a later stage's first block pools its queries."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, pool_queries: bool) -> None:
+    def __init__(
+        self, dim: int, dim_out: int, num_heads: int, is_global: bool, pool_queries: bool
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.is_global = is_global
         self.pool_queries = pool_queries
         self.qkv = nn.Linear(dim, dim_out * 3)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # x: (windows, H, W, C) -> (windows, H', W', dim_out)
-        batch, height, width, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, height * width, 3, -1).unbind(2)
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        # x: (B, T, C) in window order -> (B, T or T/4, dim_out)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        out = windows
         if self.pool_queries:
-            q = pool(q.reshape(batch, height, width, -1))
-            height, width = q.shape[1:3]
-            q = q.reshape(batch, height * width, -1)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, height, width, -1))
+            q, out = windows.pool(q), windows.pooled()
+        if self.is_global:
+            return self.proj(self.attend(q, k, v, 1, 0))
+        groups = windows.groups()
+        parts = [
+            self.attend(q, k, v, group.count, group.missing)
+            for q, k, v, group in zip(
+                out.split(q), windows.split(k), windows.split(v), groups, strict=True
+            )
+        ]
+        return self.proj(join(parts, dim=1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, count: int, missing: int) -> Tensor:
+        """Attend within each of `count` windows that follow one another in (B, tokens, C)."""
+        batch = q.shape[0]
+        q, k, v = (
+            t.unflatten(1, (count, -1)).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
+            for t in (q, k, v)
+        )
+        bias: Tensor | None = None
+        if missing:
+            # Upstream pads with zeros before qkv: every token beyond the edge has the bias as its
+            # key and value. n equal keys weigh as much as one whose logit is raised by log n.
+            _, key, value = self.qkv.bias.to(q.dtype).view(3, 1, 1, self.num_heads, -1).unbind()
+            k = torch.cat((k, key.expand(k.shape[0], -1, -1, -1)), dim=1)
+            v = torch.cat((v, value.expand(v.shape[0], -1, -1, -1)), dim=1)
+            bias = F.pad(q.new_zeros(1, k.shape[1] - 1), (0, 1), value=math.log(missing))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return x.transpose(1, 2).flatten(2).unflatten(0, (batch, -1)).flatten(1, 2)
 
 
 class MultiScaleBlock(nn.Module):
-    """Run windowed attention and an MLP, both with residuals, halving the grid where it pools."""
+    """Run attention and an MLP, both with residuals, halving the grid where it pools."""
 
     def __init__(
         self, dim: int, dim_out: int, num_heads: int, window: int, pool_queries: bool
@@ -75,27 +78,22 @@ class MultiScaleBlock(nn.Module):
         self.window = window
         self.pool_queries = pool_queries
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool_queries)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, not window, pool_queries)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
         self.mlp = MLP(dim_out, 4 * dim_out, dim_out, num_layers=2, activation=F.gelu)
         if dim != dim_out:
             self.proj = nn.Linear(dim, dim_out)
         self.changes_dim = dim != dim_out
 
-    def forward(self, x: Tensor) -> Tensor:
-        # x: (B, H, W, C)
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        # x: (B, T, C) in window order
         shortcut = x
         x = self.norm1(x)
         if self.changes_dim:
             shortcut = self.proj(x)
             if self.pool_queries:
-                shortcut = pool(shortcut)
-        if self.window:
-            x = self.attn(window_partition(x, self.window))
-            x = window_unpartition(x, shortcut.shape[1], shortcut.shape[2])
-        else:
-            x = self.attn(x)
-        x = shortcut + x
+                shortcut = windows.pool(shortcut)
+        x = shortcut + self.attn(x, windows)
         return x + self.mlp(self.norm2(x))
 
 
@@ -146,12 +144,23 @@ class Hiera(nn.Module):
         return (background + window.tile(repeats)).permute(0, 2, 3, 1)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Return the feature maps (B, C_i, S/4/2**i, S/4/2**i) of the stages, finest first."""
+        """Return the features (B, S/4/2**i, S/4/2**i, C_i) of the stages, finest first."""
         x = self.patch_embed(pixels)
         x = x + self.position_embedding(x.shape[1], x.shape[2])
+        blocks = [cast(MultiScaleBlock, block) for block in self.blocks]
+        windows = Windows(x.shape[1], x.shape[2], blocks[0].window)
+        x = windows.from_grid(x)
         features = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
+        for index, block in enumerate(blocks):
+            # Global attention asks for no order, and pooling keeps the one it finds: tokens are
+            # moved only where the size of the windows changes.
+            if block.window not in (0, windows.side):
+                grid = windows.to_grid(x)
+                windows = Windows(windows.height, windows.width, block.window)
+                x = windows.from_grid(grid)
+            x = block(x, windows)
+            if block.pool_queries:
+                windows = windows.pooled()
             if index in self.stage_ends:
-                features.append(x.permute(0, 3, 1, 2))
+                features.append(windows.to_grid(x))
         return features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vkrt.models.sam2.blocks import in_blocks
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.models.sam2.layers import MLP
 from vkrt.models.sam2.mask_decoder import MaskDecoder
@@ -48,12 +49,21 @@ class Sam2(nn.Module):
         """Encode normalized pixels (B, 3, S, S) into what the mask decoder reads.
 
         Returns:
-            image embedding (B, C, S/16, S/16) without any memory, and the decoder's lateral
-            features of stride 4 (B, C/8, S/4, S/4) and stride 8 (B, C/4, S/8, S/8).
+            image embedding (B, L, C) of the L = (S/16)**2 pixels of stride 16, without any
+            memory, and the decoder's lateral features of stride 4, (B, L, 16, C/8), and of
+            stride 8, (B, L, 4, C/4), in block order (vkrt.models.sam2.blocks).
         """
-        stride4, stride8, stride16 = self.image_encoder(pixels)
-        decoder = self.sam_mask_decoder
-        return stride16, decoder.conv_s0(stride4), decoder.conv_s1(stride8)
+        neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
+        features = self.image_encoder.trunk(pixels)
+        image = neck(features)
+        grid = image.shape[1]
+        high_res_s0 = neck.lateral(0).then(features[0], decoder.conv_s0)
+        high_res_s1 = neck.lateral(1).then(features[1], decoder.conv_s1)
+        return image.flatten(1, 2), in_blocks(high_res_s0, grid), in_blocks(high_res_s1, grid)
+
+    def position(self) -> Tensor:
+        """Return the position encoding (1, L, C) of the pixels of stride 16."""
+        return self.sam_prompt_encoder.pe_layer.grid(self.config.embed_size)
 
     def decode(
         self,
@@ -61,20 +71,38 @@ class Sam2(nn.Module):
         high_res: tuple[Tensor, Tensor],
         points: Tensor,
         labels: Tensor,
-        masks: Tensor,
-        has_mask: Tensor,
+        masks: Tensor | None = None,
+        projected: tuple[Tensor, Tensor] | None = None,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Decode N prompts; shapes as in PromptEncoder and MaskDecoder.
+
+        Args:
+            image, high_res: what encode gives, of one picture or of N.
+            points, labels: (N, P, 2) and (N, P).
+            masks: (N, 1, S/4, S/4) earlier logits; None where the prompts have none.
+            projected: what project_pixels gives, where masks is None.
+            position: what position gives; None computes it.
 
         Returns:
             logits (N, 4, S/4, S/4), predicted IoU (N, 4), mask tokens (N, 4, C), object score
             logits (N, 1).
         """
         prompts = self.sam_prompt_encoder
+        dense = prompts.no_mask_embed.weight if masks is None else prompts.embed_masks(masks)
         return self.sam_mask_decoder(
-            image=image,
-            image_pe=prompts.pe_layer.grid(image.shape[-1]),
+            image=image + dense,
+            image_pe=self.position() if position is None else position,
             sparse=prompts.embed_points(points, labels),
-            dense=prompts.embed_masks(masks, has_mask),
             high_res=high_res,
+            projected=projected,
         )
+
+    def project_pixels(self, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Project an image embedding (B, L, C) for the mask decoder, as far as no prompt counts.
+
+        Returns:
+            keys (B, H, d, L) and values (B, H, L, d) of its first attention to the picture.
+        """
+        image = image + self.sam_prompt_encoder.no_mask_embed.weight
+        return self.sam_mask_decoder.transformer.project_pixels(image, position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,15 @@ class RandomPositionEncoding(nn.Module):
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_features))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # model.to(bfloat16) would move every place by pixels: only the device may change.
+        exact = self.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        moved = self.positional_encoding_gaussian_matrix
+        if moved.dtype != exact.dtype:
+            self.positional_encoding_gaussian_matrix = exact.to(moved.device)
+        return self
+
     def forward(self, positions: Tensor) -> Tensor:
         """Return (..., 2 * num_features) for positions (..., 2) as x, y in [0, 1]."""
         x, y = (2 * positions - 1).unsqueeze(-1).unbind(-2)
@@ -35,11 +45,11 @@ class RandomPositionEncoding(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
     def grid(self, size: int) -> Tensor:
-        """Return the encoding (1, 2 * num_features, size, size) of a grid of cell centres."""
+        """Return the encoding (1, size * size, 2 * num_features) of the centres of a grid."""
         matrix = self.positional_encoding_gaussian_matrix
         centres = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) / size
         y, x = torch.meshgrid(centres, centres, indexing="ij")
-        return self(torch.stack((x, y), dim=-1)).permute(2, 0, 1).unsqueeze(0)
+        return self(torch.stack((x, y), dim=-1)).flatten(0, 1).unsqueeze(0)
 
 
 class PromptEncoder(nn.Module):
@@ -81,14 +91,12 @@ class PromptEncoder(nn.Module):
         position = self.pe_layer((points + 0.5) / self.image_size)
         kinds = torch.cat([next(e.parameters()) for e in self.kinds()])
         is_point = (labels != PAD).unsqueeze(-1)
-        return position * is_point + kinds[labels.long() + 1]
+        return (position * is_point).to(kinds.dtype) + kinds[labels.long() + 1]
 
-    def embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
-        """Embed mask logits (N, 1, S/4, S/4); has_mask (N,) is 1 where there is one, else 0.
+    def embed_masks(self, masks: Tensor) -> Tensor:
+        """Embed mask logits (N, 1, S/4, S/4) as (N, L, hidden_dim) for the L pixels of stride 16.
 
-        Returns:
-            (N, hidden_dim, S/16, S/16)
+        Where there is no mask, no_mask_embed (1, hidden_dim) stands for every pixel.
         """
-        keep = has_mask.view(-1, 1, 1, 1).to(masks.dtype)
-        empty = self.no_mask_embed.weight.view(1, -1, 1, 1)
-        return keep * self.mask_downscaling(masks) + (1 - keep) * empty
+        embedded: Tensor = self.mask_downscaling(masks)
+        return embedded.flatten(2).transpose(1, 2)
