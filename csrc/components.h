@@ -3,19 +3,12 @@
 
 #include <cstdint>
 
+#include "planes.h"
+
 namespace vkrt {
 
-// `count` planes of height x width items, without gaps; a plane has fewer than 2^31 items.
-template <typename T>
-struct Planes {
-    T* values;
-    int count;
-    int height;
-    int width;
-};
-
 // Turn each 8-connected component of `value` (0 or 1) with at most max_area pixels into the other
-// value, in place.
+// value, in place. A plane has fewer than 2^31 items, here as below.
 void flip_small_components(const Planes<std::uint8_t>& masks, std::uint8_t value,
                            std::int64_t max_area, int threads);
 

@@ -4,42 +4,27 @@
 #include <cstdint>
 #include <vector>
 
+#include "mask_rows.h"
+#include "planes.h"
+#include "tally.h"
+
 namespace vkrt {
-
-// `count` planes of height x width logits, without gaps.
-struct Logits {
-    const float* values;
-    int count;
-    int height;
-    int width;
-};
-
-struct Size {
-    int height;
-    int width;
-};
-
-// A pixel belongs to the mask where its logit is above `threshold`; `offset` is how far the
-// threshold moves either way to see whether the mask is stable.
-struct Cut {
-    float threshold;
-    float offset;
-};
-
-// Pixels above the threshold, above threshold + offset and above threshold - offset.
-struct Counts {
-    std::int64_t area = 0;
-    std::int64_t inner = 0;
-    std::int64_t outer = 0;
-};
 
 // Write `count` planes of floats at the new size: what PyTorch computes for mode="bilinear",
 // align_corners=False.
 void upsample_logits(const Logits& logits, const Size& size, int threads, float* out);
 
-// Write `count` planes of 0 and 1 at the new size and return each mask's counts. The same numbers
-// as upsample_logits and a comparison, but only two rows of floats exist at any time.
-std::vector<Counts> binarize_logits(const Logits& logits, const Size& size, const Cut& cut,
-                                    int threads, std::uint8_t* out);
+enum class Layout {
+    kBytes,  // 0 or 1 for each pixel
+    kBits,   // eight pixels a byte, the first in the highest bit; rows filled up with 0
+};
+
+// Write `count` planes of 0 and 1 at the new size and return each mask's tally. The same numbers
+// as upsample_logits and a comparison, without a float image.
+std::vector<Tally> binarize_logits(const Logits& logits, const Size& size, const Cut& cut,
+                                   Layout layout, int threads, std::uint8_t* out);
+
+// Return the area and the box of each mask; any byte but 0 is a pixel of it.
+std::vector<Tally> measure_masks(const Planes<const std::uint8_t>& masks, int threads);
 
 }  // namespace vkrt

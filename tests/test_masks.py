@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vkrt.media.masks import (
     mask_to_logits,
     read_mask,
     remove_sprinkles,
+    unpack,
     upsample,
     write_mask,
 )
@@ -115,6 +117,128 @@ def test_binarize_of_any_shape(
     np.testing.assert_allclose(
         large, fallback.upsample(logits, height, width), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.skipif(not native.available(), reason=f"{native.why_missing()}")
+@settings(max_examples=150, deadline=None)
+@given(
+    *(st.integers(1, n) for n in (12, 12, 90, 120)),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(0.0, 1.0), (0.7, 0.25), (-1.0, 0.0), (3.0, -2.0), (1e-40, 1e30)]),
+)
+def test_doubtful_logits(
+    h: int, w: int, height: int, width: int, seed: int, cut: tuple[float, float]
+) -> None:
+    """What the C++ part settles without interpolation is what interpolation gives."""
+    rng = np.random.default_rng(seed)
+    levels = np.array([cut[0], cut[0] + cut[1], cut[0] - cut[1]], np.float32)
+    near = [np.nextafter(levels, np.float32(side), dtype=np.float32) for side in (-np.inf, np.inf)]
+    odd = np.array([0, -0.0, 1e-45, -1e-38, 1e30, 3e38, -3e38, np.inf, -np.inf, np.nan, 9, -9])
+    pool = np.concatenate([levels, *near, odd.astype(np.float32)])
+    pool = rng.choice(pool, rng.integers(1, 4))
+    logits = rng.choice(pool, (2, h, w))
+    got = native.operations.binarize(logits, height, width, *cut)
+    with np.errstate(all="ignore"):
+        wanted = fallback.binarize(logits, height, width, *cut)
+    for mine, other in zip(got, wanted, strict=True):
+        assert mine.dtype == other.dtype and np.array_equal(mine, other)
+
+
+@pytest.mark.skipif(not native.available(), reason=f"{native.why_missing()}")
+def test_very_wide_masks() -> None:
+    """A row without a settled pixel has more blocks than can be counted in bytes."""
+    logits = np.tile(np.array([-8, 9, 9], np.float32), (1, 3, 4000))
+    for mine, other in zip(
+        native.operations.binarize(logits, 5, 30_001, 0.0, 1.0),
+        fallback.binarize(logits, 5, 30_001, 0.0, 1.0),
+        strict=True,
+    ):
+        assert np.array_equal(mine, other)
+
+
+@pytest.mark.skipif(not native.available(), reason=f"{native.why_missing()}")
+@pytest.mark.parametrize(
+    ("value", "changes"),
+    [(1e-45, True), (-1e-45, False), (3.4e38, False), (-3.4e38, False), (np.inf, True)],
+)
+def test_flat_planes_at_the_ends_of_float32(value: float, changes: bool) -> None:
+    """Half of the least number is rounded to 0, and infinity times 0 is NaN."""
+    logits = np.full((1, 4, 8), value, np.float32)
+    changed = False
+    for height, width in ((2, 4), (4, 8), (40, 90), (61, 123)):
+        got = native.operations.binarize(logits, height, width, 0.0, 1.0)
+        with np.errstate(all="ignore"):
+            wanted = fallback.binarize(logits, height, width, 0.0, 1.0)
+        for mine, other in zip(got, wanted, strict=True):
+            assert np.array_equal(mine, other)
+        changed |= bool((wanted[0] != (value > 0)).any())
+    assert changed == changes
+
+
+@pytest.mark.usefixtures("operations")
+@pytest.mark.parametrize(("shape", "height", "width"), SIZES)
+def test_boxes_and_packed_masks(shape: tuple[int, int, int], height: int, width: int) -> None:
+    logits = random_logits(*shape) - 4
+    plain = binarize(logits, height, width)
+    assert plain.boxes.dtype == np.float32 and plain.boxes.shape == (len(logits), 4)
+    for mask, box in zip(plain.masks, plain.boxes, strict=True):
+        y, x = np.nonzero(mask)
+        wanted = [x.min(), y.min(), x.max(), y.max()] if x.size else [0, 0, 0, 0]
+        assert box.tolist() == wanted
+    packed = binarize(logits, height, width, packed=True)
+    assert packed.masks.dtype == np.uint8
+    assert np.array_equal(packed.masks, np.packbits(plain.masks, axis=-1))
+    assert np.array_equal(unpack(packed.masks, width), plain.masks)
+    for mine, other in zip(packed[1:], plain[1:], strict=True):
+        assert np.array_equal(mine, other)
+
+
+@pytest.mark.usefixtures("operations")
+def test_packed_masks_that_are_empty_full_or_none() -> None:
+    for width in (1, 8, 31, 32, 33, 123):
+        levels = np.array([[[-9]], [[9]]], np.float32)
+        got = binarize(levels, 5, width, packed=True)
+        assert np.array_equal(got.masks[0], np.packbits(np.zeros((5, width), bool), axis=-1))
+        assert np.array_equal(got.masks[1], np.packbits(np.ones((5, width), bool), axis=-1))
+        assert got.boxes.tolist() == [[0, 0, 0, 0], [0, 0, width - 1, 4]]
+    none = binarize(np.zeros((0, 8, 8), np.float32), 20, 30, packed=True)
+    assert none.masks.shape == (0, 20, 4) and none.boxes.shape == (0, 4)
+
+
+def test_unpacking_what_is_not_packed() -> None:
+    for packed, width in (
+        (np.zeros((2, 4), bool), 30),
+        (np.zeros((2, 4), np.uint8), 33),
+        (np.zeros((2, 4), np.uint8), 24),
+    ):
+        with pytest.raises(ImageError, match=f"packed masks {width} pixels wide"):
+            unpack(packed, width)
+
+
+@pytest.mark.usefixtures("operations")
+@pytest.mark.parametrize("call", [binarize, upsample])
+def test_bad_logits_and_sizes(call: Callable[..., object]) -> None:
+    logits = random_logits(1, 8, 8)
+    for bad, message in (
+        (logits[0], r"logits must have shape \(N, height, width\), not \(8, 8\)"),
+        (logits.astype(complex), "logits must be numbers, not complex128"),
+        (logits[:, :0], "can't be 8x0"),
+    ):
+        with pytest.raises(ImageError, match=message) as caught:
+            call(bad, 20, 30)
+        assert "\n" not in str(caught.value)
+    for height, width in ((0, 30), (20, -1), (2**24 + 1, 1), (2**16, 2**16)):
+        with pytest.raises(ImageError, match=f"can't be {width}x{height}"):
+            call(logits, height, width)
+
+
+@pytest.mark.usefixtures("operations")
+def test_bad_masks() -> None:
+    for call in (fill_holes, remove_sprinkles):
+        with pytest.raises(ImageError, match="masks must have shape"):
+            call(np.ones((4, 4), bool), 3)
+    with pytest.raises(ImageError, match="logits must have shape"):
+        clean_logits(np.ones((4, 4), np.float32), 0.0, 3)
 
 
 @pytest.mark.usefixtures("operations")

@@ -5,14 +5,30 @@ They also are the reference that the C++ part is tested against. `threads` is ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["binarize", "clean_logits", "flip_small", "resize", "upsample"]
+from vkrt.media.fallback_rle import decode_masks, encode_masks, runs_to_text, text_to_runs
+
+__all__ = [
+    "binarize",
+    "clean_logits",
+    "decode_masks",
+    "encode_logits",
+    "encode_masks",
+    "flip_small",
+    "measure",
+    "nms",
+    "resize",
+    "runs_to_text",
+    "text_to_runs",
+    "upsample",
+]
 
 MOVED = 10.0
+BAND = 64  # rows whose floats are there at a time
 
 
 def resize(
@@ -49,17 +65,24 @@ def axis(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return low, high, 1 - weight, weight
 
 
-def stretch(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return one (h, w) float32 plane at (height, width), bilinear, corners not aligned."""
+def bands(plane: np.ndarray, height: int, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Give one (h, w) float32 plane at (height, width), bilinear, a few rows at a time."""
     low, high, low_weight, high_weight = axis(plane.shape[1], width)
     wide = plane[:, low] * low_weight + plane[:, high] * high_weight
     low, high, low_weight, high_weight = axis(plane.shape[0], height)
-    return wide[low] * low_weight[:, None] + wide[high] * high_weight[:, None]
+    for begin in range(0, height, BAND):
+        rows = slice(begin, min(begin + BAND, height))
+        top = wide[low[rows]] * low_weight[rows, None]
+        yield rows, top + wide[high[rows]] * high_weight[rows, None]
 
 
 def upsample(logits: np.ndarray, height: int, width: int, threads: int = 0) -> np.ndarray:
     """Stretch (N, h, w) float32 to (N, height, width)."""
-    return np.stack([stretch(plane, height, width) for plane in logits])
+    large = np.empty((len(logits), height, width), np.float32)
+    for target, plane in zip(large, logits, strict=True):
+        for rows, values in bands(plane, height, width):
+            target[rows] = values
+    return large
 
 
 def binarize(
@@ -69,20 +92,71 @@ def binarize(
     threshold: float,
     offset: float,
     threads: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stretch and threshold: masks (N, height, width), areas (N,) and stability (N,)."""
+    packed: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Stretch and threshold: masks (N, height, width), areas, stability (N,), boxes (N, 4).
+
+    Packed masks have eight pixels a byte, as numpy.packbits has them.
+    """
     masks = np.empty((len(logits), height, width), bool)
-    areas = np.empty(len(logits), np.int64)
-    stability = np.empty(len(logits), np.float32)
-    upper = np.float32(threshold) + np.float32(offset)
-    lower = np.float32(threshold) - np.float32(offset)
+    stability = np.zeros(len(logits), np.float32)
+    middle = np.float32(threshold)
+    upper, lower = middle + np.float32(offset), middle - np.float32(offset)
     for index, plane in enumerate(logits):
-        large = stretch(plane, height, width)
-        np.greater(large, np.float32(threshold), out=masks[index])
-        areas[index] = np.count_nonzero(masks[index])
-        outer = np.count_nonzero(large > lower)
-        stability[index] = np.count_nonzero(large > upper) / outer if outer else 0.0
-    return masks, areas, stability
+        inner = outer = 0
+        for rows, values in bands(plane, height, width):
+            np.greater(values, middle, out=masks[index, rows])
+            inner += np.count_nonzero(values > upper)
+            outer += np.count_nonzero(values > lower)
+        if outer:
+            stability[index] = inner / outer
+    areas, boxes = measure(masks)
+    return np.packbits(masks, axis=-1) if packed else masks, areas, stability, boxes
+
+
+def encode_logits(
+    logits: np.ndarray,
+    height: int,
+    width: int,
+    threshold: float,
+    offset: float,
+    threads: int = 0,
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """As binarize, with the masks' run lengths instead of the masks."""
+    masks, areas, stability, boxes = binarize(logits, height, width, threshold, offset)
+    return encode_masks(masks), areas, stability, boxes
+
+
+def measure(masks: np.ndarray, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return areas (N,) int64 and boxes (N, 4) float32 of (N, H, W) bool.
+
+    A box is the first and last column and row with a pixel; 0, 0, 0, 0 where there is none.
+    """
+    areas = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for index in np.flatnonzero(areas):
+        columns = np.flatnonzero(masks[index].any(axis=0))
+        rows = np.flatnonzero(masks[index].any(axis=1))
+        boxes[index] = columns[0], rows[0], columns[-1], rows[-1]
+    return areas, boxes
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Return (K,) int64, the places of the boxes (N, 4) to keep, by falling score."""
+    order = np.argsort(-scores, kind="stable")
+    boxes = boxes[order]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    dropped = np.zeros(len(boxes), bool)
+    for best in range(len(boxes)):
+        if not dropped[best]:
+            rest = slice(best + 1, None)
+            corner = np.maximum(boxes[rest, :2], boxes[best, :2])
+            sides = np.maximum(np.minimum(boxes[rest, 2:], boxes[best, 2:]) - corner, 0)
+            shared = sides[:, 0] * sides[:, 1]
+            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                iou = shared / (areas[best] + areas[rest] - shared)
+            dropped[rest] |= iou > np.float32(threshold)
+    return order[~dropped]
 
 
 def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from vkrt.errors import ImageError
 from vkrt.media.files import write_atomically
 from vkrt.media.image import read_image
 from vkrt.media.native import operations
+from vkrt.media.planes import as_logits, as_masks, check_size
 
 __all__ = [
     "Binarized",
@@ -23,6 +24,7 @@ __all__ = [
     "mask_to_logits",
     "read_mask",
     "remove_sprinkles",
+    "unpack",
     "upsample",
     "write_mask",
 ]
@@ -38,15 +40,18 @@ class Binarized(NamedTuple):
     """Hold masks at the photo's size.
 
     Attributes:
-        masks: (N, H, W) bool.
+        masks: (N, H, W) bool; packed, (N, H, ceil(W / 8)) uint8.
         areas: (N,) int64, pixels of each mask.
         stability: (N,) float32 in [0, 1]: pixels above threshold + offset over pixels above
             threshold - offset; 0 where there are none of either.
+        boxes: (N, 4) float32 x0, y0, x1, y1: the first and last column and row with a pixel, as
+            SAM 2 and torchvision have it; 0, 0, 0, 0 for an empty mask.
     """
 
     masks: np.ndarray
     areas: np.ndarray
     stability: np.ndarray
+    boxes: np.ndarray
 
 
 def choose(
@@ -79,8 +84,14 @@ def choose(
 
 
 def upsample(logits: np.ndarray, height: int, width: int, threads: int | None = None) -> np.ndarray:
-    """Stretch logits (N, h, w) to (N, height, width) float32, bilinear, corners not aligned."""
-    logits = contiguous(logits)
+    """Stretch logits (N, h, w) to (N, height, width) float32, bilinear, corners not aligned.
+
+    Raises:
+        ImageError: the logits are no such array, or a mask can't have the size.
+    """
+    logits = as_logits(logits)
+    check_size(*logits.shape[1:])
+    check_size(height, width)
     if len(logits) == 0:
         return np.empty((0, height, width), np.float32)
     return operations.upsample(logits, height, width, threads or 0)
@@ -93,10 +104,12 @@ def binarize(
     threshold: float = 0.0,
     offset: float = 1.0,
     threads: int | None = None,
+    packed: bool = False,
 ) -> Binarized:
     """Stretch logits to a photo's size and threshold them, in one pass.
 
-    The same masks as upsample and a comparison, without a float image of the full size.
+    The same masks as upsample and a comparison, to the pixel, without a float image of the full
+    size. vkrt.media.rle has the same with run lengths instead of masks.
 
     Args:
         logits: (N, h, w) float32.
@@ -104,13 +117,35 @@ def binarize(
         threshold: a pixel is in the mask where its logit is above.
         offset: how far the threshold moves either way for the stability.
         threads: CPU threads; None is one per core, at most 8.
+        packed: give masks with eight pixels a byte, as unpack and numpy.unpackbits take them: an
+            eighth of the memory.
+
+    Raises:
+        ImageError: the logits are no such array, or a mask can't have the size.
     """
-    logits = contiguous(logits)
+    logits = as_logits(logits)
+    check_size(*logits.shape[1:])
+    check_size(height, width)
     if len(logits) == 0:
         none = np.empty((0, height, width), bool)
-        return Binarized(none, np.empty(0, np.int64), np.empty(0, np.float32))
-    found = operations.binarize(logits, height, width, threshold, offset, threads or 0)
+        measured = np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32)
+        return Binarized(np.packbits(none, axis=-1) if packed else none, *measured)
+    found = operations.binarize(logits, height, width, threshold, offset, threads or 0, packed)
     return Binarized(*found)
+
+
+def unpack(masks: np.ndarray, width: int) -> np.ndarray:
+    """Return packed masks (..., ceil(width / 8)) uint8 as (..., width) bool.
+
+    Raises:
+        ImageError: they are no such array.
+    """
+    if masks.dtype != np.uint8 or masks.ndim == 0 or masks.shape[-1] != -(-width // 8):
+        raise ImageError(
+            f"packed masks {width} pixels wide must be (..., {-(-width // 8)}) uint8, "
+            f"not {masks.shape} {masks.dtype}; give the width that they were made with"
+        )
+    return np.unpackbits(masks, axis=-1, count=width).view(bool)
 
 
 def magnitude(logits: np.ndarray) -> np.ndarray:
@@ -123,23 +158,32 @@ def magnitude(logits: np.ndarray) -> np.ndarray:
     """
     inside = logits > 0
     counts = np.count_nonzero(inside, axis=(1, 2))
-    totals = np.sum(logits, axis=(1, 2), where=inside, dtype=np.float64)
+    # Several times as fast as a sum with where=.
+    totals = np.where(inside, logits, 0).sum(axis=(1, 2), dtype=np.float64)
     return (totals / np.maximum(counts, 1)).astype(np.float32)
 
 
 def fill_holes(masks: np.ndarray, max_area: int, threads: int | None = None) -> np.ndarray:
-    """Return (N, H, W) bool with 8-connected background of at most max_area pixels filled."""
+    """Return (N, H, W) bool with 8-connected background of at most max_area pixels filled.
+
+    Raises:
+        ImageError: the masks have another number of dimensions.
+    """
     return flip_small(masks, False, max_area, threads)
 
 
 def remove_sprinkles(masks: np.ndarray, max_area: int, threads: int | None = None) -> np.ndarray:
-    """Return (N, H, W) bool without 8-connected foreground of at most max_area pixels."""
+    """Return (N, H, W) bool without 8-connected foreground of at most max_area pixels.
+
+    Raises:
+        ImageError: the masks have another number of dimensions.
+    """
     return flip_small(masks, True, max_area, threads)
 
 
 def flip_small(masks: np.ndarray, value: bool, max_area: int, threads: int | None) -> np.ndarray:
     """Return masks with the small components of `value` flipped; always a copy."""
-    masks = np.ascontiguousarray(masks, bool)
+    masks = as_masks(masks)
     if masks.size == 0 or max_area <= 0:
         return masks.copy()
     return operations.flip_small(masks, value, int(max_area), threads or 0)
@@ -160,8 +204,11 @@ def clean_logits(
 
     Args:
         logits: (N, h, w) float32; not changed.
+
+    Raises:
+        ImageError: the logits are no such array.
     """
-    logits = contiguous(logits)
+    logits = as_logits(logits)
     if logits.size == 0 or (max_hole_area <= 0 and max_sprinkle_area <= 0):
         return logits.copy()
     return operations.clean_logits(
@@ -207,8 +254,3 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """
     picture = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
     write_atomically(path, lambda stream: picture.save(stream, format="PNG"))
-
-
-def contiguous(logits: np.ndarray) -> np.ndarray:
-    """Return logits as contiguous float32, copied only where they are not."""
-    return np.ascontiguousarray(logits, np.float32)

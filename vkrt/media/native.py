@@ -28,7 +28,7 @@ def find() -> tuple[ModuleType | None, str | None]:
 
 _module, _reason = find()
 
-# resize, upsample, binarize, flip_small and clean_logits, with the same arguments either way.
+# What fallback.__all__ names, with the same arguments either way.
 operations: ModuleType = _module or fallback
 
 
