@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ import pytest
 
 # Before anything imports torch: the same number of threads, and so the same sums, everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# "auto" would export every random checkpoint of these tests, which takes longer than they do.
+os.environ["VKRT_BACKEND"] = "eager"
 
 
 @pytest.fixture
@@ -35,3 +40,57 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
     save_file(Sam2(catalog.find("sam2.1-nano").config).state_dict(), path)
     return path
+
+
+@pytest.fixture
+def pico(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put the smallest model into the catalog and return its name."""
+    from pico import NAME, PICO
+
+    from vkrt import catalog
+
+    monkeypatch.setitem(catalog._MODELS, NAME, PICO)
+    return NAME
+
+
+@pytest.fixture(scope="session")
+def pico_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return random weights of the smallest model."""
+    from pico import write_checkpoint
+
+    path = tmp_path_factory.mktemp("weights") / "pico.safetensors"
+    write_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pico_bundle(request: pytest.FixtureRequest, pico_checkpoint: Path) -> Path:
+    """Return a bundle of the smallest model: the one real export of the quick tests.
+
+    It takes half a minute, so it is kept between runs, as a user's is: until the sources change.
+    """
+    import torch
+    from pico import NAME, PICO
+
+    from vkrt import catalog
+    from vkrt.export.cache import bundle_key, cached_bundle
+    from vkrt.loading import export_model
+
+    key = bundle_key(None, None, f"torch-{torch.__version__}", [pico_checkpoint])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalog._MODELS, NAME, PICO)
+        bundle = cached_bundle(
+            request.config.cache.mkdir("bundles") / key,
+            lambda folder: export_model(NAME, folder, pico_checkpoint, force=True),
+        )
+    return bundle.folder
+
+
+@pytest.fixture
+def copied(pico_bundle: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Return a function that gives a fresh copy of the bundle, free to be damaged."""
+
+    def copy() -> Path:
+        return shutil.copytree(pico_bundle, tmp_path / secrets.token_hex(4))
+
+    return copy

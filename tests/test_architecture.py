@@ -30,15 +30,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "media": {"errors", "_native"},
     "models": {"kernels", "stage", "models.sam2.config"},
     "memory": {"errors", "stage"},
-    "bundle": {"errors", "stage", "catalog"},
+    "onnx_file": {"errors"},
+    "manifest": {"errors", "stage"},
+    "bundle": {"errors", "stage", "catalog", "manifest", "onnx_file"},
     "backends": {"errors", "options", "stage", "bundle"},
     "weights": {*PLAIN, "models", "media"},
-    "export": {*PLAIN, "models", "bundle", "kernels"},
+    # A checkpoint becomes a bundle and is held against ONNX Runtime; "" has the version.
+    "export": {*BELOW_LOADING, "bundle", "manifest", ""} - {"engines", "memory"},
+    "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
-    "loading": BELOW_LOADING | {"bundle"},
+    "loading": BELOW_LOADING | {"bundle", "export"},
     "": {*PLAIN, "loading", "engines"},
     **{
-        part: {*BELOW_LOADING, "bundle", "loading", ""}
+        part: {*BELOW_LOADING, "bundle", "export", "loading", ""}
         for part in ("compat", "demo", "bench", "serve", "scale", "cli")
     },
 }
@@ -53,9 +57,11 @@ TORCH_FREE = (
     "cli",
     "engines",
     "errors",
+    "manifest",
     "media",
     "memory",
     "models.sam2.config",
+    "onnx_file",
     "options",
     "stage",
 )

@@ -10,6 +10,7 @@ from vkrt import backends, catalog
 from vkrt.backends.base import Backend
 from vkrt.backends.eager import EagerBackend
 from vkrt.backends.fake import FakeBackend
+from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
 from vkrt.models.sam2.model import Sam2
 from vkrt.models.sam2.stages import image_stages
@@ -69,13 +70,43 @@ def test_the_fake_backend_checks_shapes() -> None:
 
 
 def test_auto_takes_the_first_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backends.choose("auto").name == "eager"
-    assert isinstance(backends.create(Options()), EagerBackend)
+    assert [c.name for c in backends.candidates("cpu")] == ["onnx", "eager"]
+    assert [c.name for c in backends.candidates("cuda")] == ["eager", "onnx"]
+    assert backends.choose("auto", "cpu").name == "onnx"
+    assert isinstance(backends.create(Options(device="cpu")), OnnxBackend)
+    assert isinstance(backends.create(Options(backend="eager")), EagerBackend)
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(
         BackendError, match=r"torch is not installed, run pip install 'vkrt\[torch\]'"
     ):
         backends.choose("auto")
+
+
+@pytest.mark.parametrize(
+    ("absent", "first", "reason"),
+    [
+        ("onnxscript", "eager", "for bundles; exporting one needs onnxscript"),
+        ("torch", "onnx", "exporting one needs torch"),
+        ("onnxruntime", "eager", "onnxruntime is not installed"),
+    ],
+)
+def test_auto_without_a_package(
+    monkeypatch: pytest.MonkeyPatch, absent: str, first: str, reason: str
+) -> None:
+    real = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == absent else real(name))
+    assert backends.choose("auto", "cpu").name == first
+    (onnx,) = (c for c in backends.candidates("cpu") if c.name == "onnx")
+    assert reason in onnx.reason
+    assert onnx.install == ("pip install 'vkrt[cpu]'" if absent == "onnxruntime" else "")
+
+
+def test_what_forbids_an_import_is_taken_as_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(backends, "find_spec", forbid)
+    assert not any(candidate.usable for candidate in backends.candidates())
 
 
 @pytest.mark.parametrize(

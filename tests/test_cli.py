@@ -402,8 +402,20 @@ def test_doctor_tells_what_would_run(call: Callable[..., Answer]) -> None:
     assert answer.code == 0 and report["would_run"]["backend"] == "eager"
     assert report["cpu"]["cores"] >= 1 and report["memory_bytes"] > 2**28
     assert report["torch"]["threads"] >= 1 and report["vkrt"] == vkrt.__version__
+    assert "CPUExecutionProvider" in report["onnxruntime"]["providers"]
     shown = call("doctor")
     assert shown.code == 0 and "eager on" in shown.out and report["cpu"]["model"] in shown.out
+    assert report["onnxruntime"]["version"] in shown.out and "VKRT_BACKEND" in shown.out
+
+
+def test_doctor_tells_what_auto_takes(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VKRT_BACKEND")
+    monkeypatch.setattr("vkrt.backends.on_gpu", lambda device: False)
+    run = call("doctor", "--json").json["would_run"]
+    assert run["backend"] == "onnx" and "onnxruntime is installed" in run["why"]
+    assert [tried["backend"] for tried in run["tried"]] == ["onnx", "eager"]
 
 
 def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +425,7 @@ def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.M
     assert answer.code == 1 and answer.json["would_run"]["backend"] is None
     commands = {item["what"]: item["command"] for item in answer.json["missing"]}
     assert commands["torch"] == "pip install 'vkrt[torch]'"
+    assert commands["onnxruntime"] == "pip install 'vkrt[cpu]'"
     shown = call("doctor")
     assert shown.code == 1 and "NOTHING" in shown.out and commands["torch"] in shown.out
 
@@ -454,7 +467,7 @@ def test_pull_offline_names_the_file(
     assert call("pull", "sam9").code == 2
 
 
-@pytest.mark.parametrize("command", ["segment", "models", "doctor", "pull"])
+@pytest.mark.parametrize("command", ["segment", "export", "models", "doctor", "pull"])
 def test_help_has_an_example_and_json(call: Callable[..., Answer], command: str) -> None:
     answer = call(command, "--help")
     assert answer.code == 0 and f"Example: vkrt {command}" in answer.out

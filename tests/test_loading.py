@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +82,54 @@ def test_threads_are_taken(nano_checkpoint: Path) -> None:
     vkrt.load("sam2.1-nano", nano_checkpoint, threads=1)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+# Bundles.
+
+
+def test_a_bundle_loads_by_itself_or_as_a_checkpoint(pico: str, pico_bundle: Path) -> None:
+    for arguments in ((pico_bundle,), (str(pico_bundle),), (pico, pico_bundle)):
+        for backend in ("auto", "onnx"):
+            sam = vkrt.load(*arguments, backend=backend, image_size=64, precision="fp32")
+            assert (sam.name, sam.backend, sam.config.image_size) == (pico, "onnx", 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"backend": "eager"}, vkrt.BackendError, "which eager can't run"),
+        ({"image_size": 96}, vkrt.CheckpointError, "--image-size 96"),
+        ({"precision": "fp16"}, vkrt.BackendError, "holds fp32 weights, not fp16"),
+        ({"device": "warp:9"}, vkrt.BackendError, "device 'warp:9'"),
+        ({"model": "sam2.1-nano"}, vkrt.CheckpointError, "but sam2.1-nano was asked for"),
+    ],
+)
+def test_a_bundle_that_is_not_what_is_asked_for(
+    pico: str, pico_bundle: Path, arguments: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    given = {"model": pico, "checkpoint": pico_bundle, **arguments}
+    with pytest.raises(kind, match=words) as caught:
+        vkrt.load(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["stages"].pop("mask_refiner"), "no stage 'mask_refiner'"),
+        (lambda c: c["preprocessing"].update(mean=[0.5] * 3), "other preprocessing"),
+        (lambda c: c.update(model="sam9"), "unknown model"),
+        (lambda c: c.update(image_size=100), "multiple of 32"),
+        (lambda c: c.update(schema=99), "update vkrt"),
+    ],
+)
+def test_a_bundle_of_another_kind(
+    pico: str, copied: Callable[[], Path], change: Callable[[Any], Any], words: str
+) -> None:
+    manifest = copied() / "manifest.json"
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(vkrt.VkrtError, match=words) as caught:
+        vkrt.load(manifest.parent)
+    assert "\n" not in str(caught.value)

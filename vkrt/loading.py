@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vkrt import backends, catalog
+from vkrt.backends.base import Backend
+from vkrt.bundle import Bundle, check_target, is_bundle, read_bundle
 from vkrt.engines.sam2_image import Segmenter
-from vkrt.errors import UnknownModelError
-from vkrt.options import EMBEDDING_CACHE_BYTES, Options
+from vkrt.errors import BackendError, CheckpointError, UnknownModelError
+from vkrt.export.cache import find_bundle
+from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
+from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
+from vkrt.stage import Stage
+from vkrt.weights.fingerprint import fingerprint
 
-__all__ = ["load"]
+__all__ = ["export_model", "load"]
 
-FINGERPRINT_VALUES = 64
+# What the image engine runs; a bundle that lacks one is refused before anything runs.
+STAGES = ("image_encoder", "mask_decoder", "mask_refiner")
 
 
 def load(
@@ -32,19 +39,22 @@ def load(
 
     Args:
         model: a catalog name ("sam2.1-tiny"), hub id or upstream config path; or the path of a
-            checkpoint, whose model is then recognised from its tensors.
-        checkpoint: an official .pt, a .safetensors file or a transformers folder; None takes
-            the packaged weights, or those that `vkrt pull` fetched.
-        backend: "auto" or "eager".
+            checkpoint, whose model is then recognised from its tensors; or the folder of a bundle
+            that `vkrt export` wrote, which needs no torch.
+        checkpoint: an official .pt, a .safetensors file, a transformers folder or a bundle; None
+            takes the packaged weights, or those that `vkrt pull` fetched.
+        backend: "eager" runs PyTorch, "onnx" ONNX Runtime; a checkpoint is then exported once,
+            into the cache folder. "auto" is "onnx" on a CPU where that can be, else "eager", or
+            what $VKRT_BACKEND says.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "bf16" or "fp16"; with "onnx" that of the stored weights.
         threads: CPU threads; None leaves the machine's default.
         image_size: side of the model's square input, a multiple of 32; None is the model's own.
         embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
 
     Raises:
         UnknownModelError: no such model.
-        CheckpointError: the weights are damaged or of another model.
+        CheckpointError: the weights or the bundle are damaged or of another model.
         DownloadError: the weights are not here; says which file to fetch.
         BackendError: the backend, device or precision is not to be had here.
     """
@@ -58,21 +68,18 @@ def load(
     name, source = resolve(model, checkpoint)
     if name is not None:
         catalog.find(name, image_size)
-    chosen = backends.create(options)
-    # Behind `create`, so that a missing torch is told in one line and not as an ImportError.
-    from vkrt.models.sam2.stages import image_stages
-    from vkrt.weights.sam2 import load_sam2
-
-    known, module = load_sam2(source, name, image_size, options.cache)
-    return Segmenter(
-        name=known.name,
-        config=known.config,
-        stages=image_stages(module),
-        backend=chosen,
-        fingerprint=fingerprint(module),
-        embedding_cache_bytes=options.embedding_cache_bytes,
-        threads=options.threads,
-    )
+    if source is not None and is_bundle(source):
+        bundle = read_bundle(source)
+        check_wanted(bundle, name, image_size, options)
+        return from_bundle(bundle, options)
+    if backend == "auto":
+        options = replace(options, backend=default_backend())
+    if backends.may_use_bundle(options):
+        required = options.backend == "onnx"
+        found = find_bundle(name, source, image_size, options, required)
+        if found is not None:
+            return from_bundle(found, options)
+    return from_weights(name, source, image_size, options)
 
 
 def resolve(
@@ -90,11 +97,117 @@ def resolve(
     return os.fspath(model), None
 
 
-def fingerprint(module: Any) -> str:
-    """Return a digest of some values of every parameter: cheap, and other weights change it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        values = tensor.flatten()[:FINGERPRINT_VALUES].float().cpu().numpy()
-        digest.update(values.tobytes())
-    return digest.hexdigest()
+def from_weights(
+    name: str | None, source: Path | None, image_size: int | None, options: Options
+) -> Segmenter:
+    """Return a model that runs a checkpoint as PyTorch has it."""
+    backend = "eager" if options.backend == "auto" else options.backend
+    chosen = backends.create(replace(options, backend=backend))
+    # Behind `create`, so that a missing torch is told in one line and not as an ImportError.
+    from vkrt.models.sam2.stages import image_stages
+    from vkrt.weights.sam2 import load_sam2
+
+    known, module = load_sam2(source, name, image_size, options.cache)
+    return segmenter(known, image_stages(module), chosen, fingerprint(module), options)
+
+
+def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
+    """Return a model that runs a bundle.
+
+    Raises:
+        CheckpointError: it lacks a stage, or was made for other preprocessing than this
+            version has.
+    """
+    header = bundle.header
+    known = catalog.find(header.model, header.image_size)
+    for name in STAGES:
+        bundle.stages[name]
+    if dict(header.preprocessing) != PREPROCESSING:
+        raise CheckpointError(
+            f"{bundle.folder} was exported for other preprocessing of photos: export it again"
+        )
+    chosen = backends.create(replace(options, backend="onnx"))
+    return segmenter(known, bundle.stages, chosen, header.fingerprint, options)
+
+
+def segmenter(
+    known: catalog.Model,
+    stages: Mapping[str, Stage],
+    backend: Backend,
+    weights: str,
+    options: Options,
+) -> Segmenter:
+    """Return the engine of a model."""
+    return Segmenter(
+        name=known.name,
+        config=known.config,
+        stages=stages,
+        backend=backend,
+        fingerprint=weights,
+        embedding_cache_bytes=options.embedding_cache_bytes,
+        threads=options.threads,
+    )
+
+
+def check_wanted(
+    bundle: Bundle, name: str | None, image_size: int | None, options: Options
+) -> None:
+    """Refuse a bundle that is not what the caller asked for.
+
+    Raises:
+        CheckpointError: it is of another model or input size.
+        BackendError: it can't run on that backend or at that precision.
+    """
+    held, folder = bundle.header, bundle.folder
+    if name is not None and catalog.find(name).name != held.model:
+        raise CheckpointError(f"{folder} holds {held.model}, but {name} was asked for")
+    if image_size not in (None, held.image_size):
+        raise CheckpointError(
+            f"{folder} takes pictures of {held.image_size} pixels, not {image_size}: "
+            f"export it with --image-size {image_size}"
+        )
+    if options.backend not in ("auto", "onnx"):
+        raise BackendError(
+            f"{folder} is a bundle, which {options.backend} can't run; "
+            'give its checkpoint, or backend="onnx"'
+        )
+    if options.precision not in ("auto", held.precision):
+        raise BackendError(
+            f"{folder} holds {held.precision} weights, not {options.precision}; "
+            'take precision="auto" or export it again'
+        )
+
+
+def export_model(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    precision: str = "fp32",
+    image_size: int | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Write a model as a bundle, which vkrt.load runs without torch.
+
+    Args:
+        model, checkpoint, image_size: as in load.
+        out: the folder to make.
+        precision: of the stored weights, "fp32" or "fp16"; the arithmetic is in fp32.
+        force: replace a bundle that is there.
+
+    Raises:
+        OutputError: the folder can't be made, or exists.
+        BackendError: packages are missing, or the bundle would not give what PyTorch gives.
+        UnknownModelError, CheckpointError, DownloadError: as in load.
+    """
+    lacking = backends.needed_to_export()
+    if lacking:
+        raise BackendError(f"export needs {lacking}: run pip install 'vkrt[torch,cpu]'")
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    check_target(Path(out), force)
+    name, source = resolve(model, checkpoint)
+    if name is not None:
+        catalog.find(name, image_size)
+    export_weights(name, source, Path(out), precision, image_size, force=force)
+    return read_bundle(out)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from vkrt.errors import BackendError
 
-__all__ = ["BACKENDS", "PRECISIONS", "Options", "cache_folder"]
+__all__ = ["BACKENDS", "PRECISIONS", "Options", "cache_folder", "default_backend", "usable_cores"]
 
-BACKENDS = ("auto", "eager")
+BACKENDS = ("auto", "eager", "onnx")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
+# Microseconds of CPU time that this container may take in each period, and the period.
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cache_folder() -> Path:
@@ -24,18 +26,35 @@ def cache_folder() -> Path:
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "vkrt"
 
 
+def default_backend() -> str:
+    """Return what backend="auto" stands for with a checkpoint: $VKRT_BACKEND, or "auto" itself."""
+    return os.environ.get("VKRT_BACKEND") or "auto"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those it is bound to, within its quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = QUOTA.read_text().split()
+        limit = -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        # No such file, or "max" for no limit.
+        return bound or 1
+    return max(1, min(bound or 1, limit))
+
+
 @dataclass(frozen=True)
 class Options:
     """Say how to run a model.
 
     Attributes:
-        backend: "auto" or "eager".
+        backend: "auto", "eager" or "onnx".
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" (fp32 on a CPU, bf16 on a GPU that has it), "fp32", "bf16" or "fp16".
         threads: CPU threads for the model and the pre- and post-processing; None leaves the
             machine's default.
         embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
-        cache: folder of downloads.
+        cache: folder of downloads and of exported bundles.
 
     Raises:
         BackendError: a value is not one of the above.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,7 +12,15 @@ from vkrt.backends.base import Backend
 from vkrt.errors import BackendError
 from vkrt.options import Options
 
-__all__ = ["Candidate", "candidates", "choose", "create"]
+__all__ = [
+    "Candidate",
+    "can_export",
+    "candidates",
+    "choose",
+    "create",
+    "may_use_bundle",
+    "needed_to_export",
+]
 
 
 @dataclass(frozen=True)
@@ -38,29 +48,91 @@ class _Kind:
     target: str
 
 
-# In the order in which "auto" tries them.
-_KINDS = (_Kind("eager", "torch", "torch", "vkrt.backends.eager:EagerBackend"),)
+_EAGER = _Kind("eager", "torch", "torch", "vkrt.backends.eager:EagerBackend")
+_ONNX = _Kind("onnx", "onnxruntime", "cpu", "vkrt.backends.onnx:OnnxBackend")
+# What turns a checkpoint into a bundle, which is what the onnx backend runs, and checks that.
+_EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
+# One of these files is there where Linux, or Windows' own Linux, has a GPU that torch could use.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
-def candidates() -> list[Candidate]:
+def installed(package: str) -> bool:
+    """Tell whether a package can be imported, without doing so."""
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        # Something on the import path forbids it.
+        return False
+
+
+def candidates(device: str = "auto") -> list[Candidate]:
     """Return every backend, in the order in which "auto" tries them; imports none of them."""
+    onnx_first = can_export() and not on_gpu(device)
     found = []
-    for kind in _KINDS:
-        if find_spec(kind.needs) is not None:
-            found.append(Candidate(kind.name, True, f"{kind.needs} is installed"))
+    for kind in (_ONNX, _EAGER) if onnx_first else (_EAGER, _ONNX):
+        if installed(kind.needs):
+            found.append(Candidate(kind.name, True, why_usable(kind)))
         else:
             install = f"pip install 'vkrt[{kind.extra}]'"
             found.append(Candidate(kind.name, False, f"{kind.needs} is not installed", install))
     return found
 
 
-def choose(wanted: str) -> Candidate:
+def why_usable(kind: _Kind) -> str:
+    """Return why a backend can run, and how far."""
+    if kind is _ONNX and not can_export():
+        return f"{kind.needs} is installed (for bundles; exporting one needs {needed_to_export()})"
+    return f"{kind.needs} is installed"
+
+
+def needed_to_export() -> str:
+    """Return the packages that an export lacks here."""
+    return ", ".join(package for package in _EXPORTERS if not installed(package))
+
+
+def can_export() -> bool:
+    """Tell whether a checkpoint can be made a bundle here; imports nothing."""
+    return not needed_to_export()
+
+
+def on_gpu(device: str) -> bool:
+    """Tell whether torch would run on a GPU; it is imported only where there may be one."""
+    if device != "auto":
+        return device != "cpu"
+    if sys.platform == "linux" and not any(map(os.path.exists, _GPU_FILES)):
+        return False
+    if sys.platform == "darwin" or not installed("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def may_use_bundle(options: Options) -> bool:
+    """Tell whether the options let a checkpoint run as a bundle, given that there is one.
+
+    Raises:
+        BackendError: the onnx backend is asked for and can't run, or not at that precision.
+    """
+    if options.backend == "onnx":
+        choose("onnx")
+        if options.precision not in ("auto", "fp32", "fp16"):
+            raise BackendError(
+                f"the onnx backend has no {options.precision}; take fp32, fp16 (for the weights) "
+                'or backend="eager"'
+            )
+        return True
+    wanted = options.backend == "auto" and options.precision in ("auto", "fp32")
+    return wanted and installed("onnxruntime") and not on_gpu(options.device)
+
+
+def choose(wanted: str, device: str = "auto") -> Candidate:
     """Return the backend of a name, or the first usable one for "auto".
 
     Raises:
         BackendError: it is not usable here; the message names the command that installs it.
     """
-    known = [c for c in candidates() if wanted in ("auto", c.name)]
+    known = [c for c in candidates(device) if wanted in ("auto", c.name)]
     for candidate in known:
         if candidate.usable:
             return candidate
@@ -74,8 +146,8 @@ def create(options: Options) -> Backend:
     Raises:
         BackendError: neither it nor, for "auto", any other can run here.
     """
-    chosen = choose(options.backend)
-    target = next(kind.target for kind in _KINDS if kind.name == chosen.name)
+    chosen = choose(options.backend, options.device)
+    target = next(kind.target for kind in (_EAGER, _ONNX) if kind.name == chosen.name)
     module, _, attribute = target.partition(":")
     backend: Backend = getattr(import_module(module), attribute)(options)
     return backend

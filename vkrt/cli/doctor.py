@@ -15,7 +15,8 @@ __all__ = ["doctor", "examine"]
 
 # What each package is for, and the extra that brings it.
 OPTIONAL = {
-    "torch": ("torch", "runs the models"),
+    "torch": ("torch", "runs the models and exports them"),
+    "onnxruntime": ("cpu", "runs bundles, without torch: vkrt export"),
     "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
     "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
 }
@@ -38,7 +39,7 @@ def doctor(as_json: AsJson = False) -> int:
 def examine() -> dict[str, Any]:
     """Return what this machine has; imports torch only if it is installed."""
     from vkrt import __version__
-    from vkrt.options import cache_folder
+    from vkrt.options import cache_folder, usable_cores
 
     native = look_at_native()
     return {
@@ -48,6 +49,7 @@ def examine() -> dict[str, Any]:
         "cpu": {"model": cpu_model(), "cores": usable_cores()},
         "memory_bytes": memory_bytes(),
         "torch": look_at_torch(),
+        "onnxruntime": look_at_onnxruntime(),
         "native": native,
         "would_run": would_run(),
         "missing": missing(native),
@@ -72,13 +74,6 @@ def cpu_model() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:
@@ -111,6 +106,21 @@ def look_at_torch() -> dict[str, Any] | None:
     }
 
 
+def look_at_onnxruntime() -> dict[str, Any] | None:
+    """Return ONNX Runtime's version and execution providers; None if it is not installed."""
+    stated = installed("onnxruntime") or installed("onnxruntime-gpu")
+    if stated is None:
+        return None
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return {"version": stated, "broken": str(error)}
+    return {
+        "version": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+    }
+
+
 def look_at_native() -> dict[str, Any]:
     """Return whether the C++ pre- and post-processing is there, and why not."""
     from vkrt.media import native
@@ -128,20 +138,22 @@ def look_at_demo_model() -> dict[str, Any]:
 
 
 def would_run() -> dict[str, Any]:
-    """Return the backend, device and precision that "auto" gives here, and why."""
+    """Return the backend and device that "auto" gives here, and why."""
     from vkrt import backends
     from vkrt.errors import BackendError
-    from vkrt.options import Options
+    from vkrt.options import Options, default_backend
 
     tried = [
         {"backend": c.name, "usable": c.usable, "why": c.reason} for c in backends.candidates()
     ]
     try:
-        chosen = backends.choose("auto")
-        backend = backends.create(Options())
+        wanted = default_backend()
+        chosen = backends.choose(wanted)
+        backend = backends.create(Options(backend=wanted))
     except (BackendError, ImportError, OSError) as error:
         return {"backend": None, "device": None, "why": str(error), "tried": tried}
-    why = f"the first that can run: {chosen.reason}"
+    first = "the first that can run" if wanted == "auto" else "VKRT_BACKEND names it"
+    why = f"{first}: {chosen.reason}"
     return {"backend": backend.name, "device": backend.device, "why": why, "tried": tried}
 
 
@@ -150,7 +162,7 @@ def missing(native: dict[str, Any]) -> list[dict[str, str]]:
     found = [
         {"what": package, "for": use, "command": f"pip install 'vkrt[{extra}]'"}
         for package, (extra, use) in OPTIONAL.items()
-        if installed(package) is None
+        if installed(package) is None and installed(f"{package}-gpu") is None
     ]
     if not native["available"]:
         found.append(
@@ -174,6 +186,7 @@ def show(report: dict[str, Any]) -> None:
         ("cpu", f"{cpu['model']}, {cpu['cores']} cores"),
         ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("torch", describe_torch(torch)),
+        ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
         ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
         ("because", run["why"]),
@@ -202,3 +215,12 @@ def describe_torch(torch: dict[str, Any] | None) -> str:
     gpus = ", ".join(torch["gpus"]) or "no GPU"
     cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
     return f"{torch['version']}, {torch['threads']} threads, {cuda}, {gpus}"
+
+
+def describe_onnxruntime(runtime: dict[str, Any] | None) -> str:
+    """Return ONNX Runtime's part of the report as one line."""
+    if runtime is None:
+        return "not installed"
+    if "broken" in runtime:
+        return f"{runtime['version']}, but it can't be imported: {runtime['broken']}"
+    return f"{runtime['version']}, {', '.join(runtime['providers'])}"

@@ -10,6 +10,7 @@ import typer
 
 from vkrt import __version__
 from vkrt.cli.doctor import doctor
+from vkrt.cli.export import export
 from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
 from vkrt.cli.models import models
 from vkrt.cli.pull import pull
@@ -19,6 +20,7 @@ __all__ = ["app", "main"]
 
 EXAMPLES: dict[Callable[..., Any], str] = {
     segment: "vkrt segment photo.jpg --point 500,375 --out mask.png --overlay seen.png",
+    export: "vkrt export sam2.1-nano --out nano.vkrt",
     models: "vkrt models --json",
     doctor: "vkrt doctor",
     pull: "vkrt pull sam2.1-tiny",

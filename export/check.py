@@ -1,0 +1,157 @@
+"""An exported stage held against the module that it came from, on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vkrt.backends.onnx import OnnxBackend
+from vkrt.errors import BackendError
+from vkrt.export.half import round_half
+from vkrt.export.inputs import random_inputs, trial_sizes
+from vkrt.options import Options
+from vkrt.stage import Stage
+
+__all__ = ["Figure", "check_stage", "refuse_failures"]
+
+# How much further from eager PyTorch an export may be than eager PyTorch is from more bits.
+FACTOR = 8.0
+# A share of the largest value below which a difference says nothing: with FACTOR some dozen
+# roundings of float32, or one of a weight to fp16 (constants that the export computed from
+# weights are rounded too, so weights that are whole in fp16 still do not give the same).
+LEAST_RELATIVE = {"fp32": 2.0**-20, "fp16": 2.0**-13}
+SEED = 20
+
+
+@dataclass
+class Figure:
+    """Hold how far one output of a stage is from eager PyTorch, at its worst over all trials.
+
+    Attributes:
+        stage, output: their names.
+        sizes: the sizes of the symbols in each trial, as text.
+        max_abs: largest absolute difference.
+        max_relative: the same, as a share of the output's largest value in its trial.
+        allowed: what max_relative may be.
+    """
+
+    stage: str
+    output: str
+    sizes: list[str]
+    max_abs: float
+    max_relative: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the difference is within what is allowed; NaN is not."""
+        return self.max_relative <= self.allowed
+
+
+def check_stage(stage: Stage, path: Path, precision: str = "fp32") -> list[Figure]:
+    """Compare a stage with its .onnx file and return the figures of each output.
+
+    Eager PyTorch in fp32 is compared with ONNX Runtime on the CPU. Allowed is 8 times the
+    difference that eager PyTorch itself has at the smallest sizes: to fp64 for an fp32 file, to
+    weights rounded to fp16 for an fp16 file; and at least 2**-17 or 2**-10.
+
+    Raises:
+        BackendError: ONNX Runtime can't run the file at some of the sizes.
+    """
+    trials = trial_sizes(stage)
+    generator = np.random.default_rng(SEED)
+    backend = OnnxBackend(Options(device="cpu"))
+    program = backend.prepare(Stage(stage.name, path, stage.inputs, stage.outputs))
+    figures: list[Figure] = []
+    for sizes in trials:
+        arrays = random_inputs(stage, sizes, generator)
+        wanted = run(stage.module, arrays)
+        if not figures:
+            errors = own_error(stage, arrays, wanted, precision)
+            figures = new_figures(stage, errors, LEAST_RELATIVE[precision])
+        try:
+            found = program(*arrays)
+        except Exception as error:
+            # ONNX Runtime has no common class for what it raises.
+            reason = " ".join(str(error).split())
+            raise BackendError(f"{stage.name} fails at {text(sizes)}: {reason:.300}") from error
+        for figure, ours, eager in zip(figures, found, wanted, strict=True):
+            note(figure, sizes, ours, eager)
+    backend.close()
+    return figures
+
+
+def new_figures(stage: Stage, errors: Sequence[float], least: float) -> list[Figure]:
+    """Return figures of no trial yet, given what eager PyTorch itself is off by."""
+    return [
+        Figure(stage.name, port.name, [], 0.0, 0.0, FACTOR * max(error, least))
+        for port, error in zip(stage.outputs, errors, strict=True)
+    ]
+
+
+def note(figure: Figure, sizes: dict[str, int], found: np.ndarray, wanted: np.ndarray) -> None:
+    """Add a trial to a figure."""
+    figure.sizes.append(text(sizes))
+    figure.max_abs = worse(figure.max_abs, difference(found, wanted))
+    figure.max_relative = worse(figure.max_relative, relative(found, wanted))
+
+
+def worse(one: float, other: float) -> float:
+    """Return the larger of two differences; NaN is larger than any."""
+    return float(np.maximum(one, other))
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest absolute difference, 0 of nothing."""
+    return float(np.abs(np.subtract(one, other, dtype=np.float64)).max(initial=0.0))
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest wanted value."""
+    scale = difference(wanted, np.zeros_like(wanted))
+    return difference(found, wanted) / (scale or 1.0)
+
+
+def own_error(
+    stage: Stage, arrays: Sequence[np.ndarray], wanted: Sequence[np.ndarray], precision: str
+) -> list[float]:
+    """Return for each output how far eager PyTorch at this precision is from more bits."""
+    twin = deepcopy(stage.module)
+    if precision == "fp16":
+        other = run(round_half(twin), arrays)
+    else:
+        doubled = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+        other = run(twin.double(), doubled)
+    return [relative(a, b) for a, b in zip(other, wanted, strict=True)]
+
+
+@torch.inference_mode()
+def run(module: torch.nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the outputs of a module as arrays."""
+    return [output.numpy() for output in module.eval()(*map(torch.from_numpy, arrays))]
+
+
+def text(sizes: dict[str, int]) -> str:
+    """Return sizes as messages and tables show them."""
+    return " ".join(f"{symbol}={size}" for symbol, size in sizes.items()) or "fixed sizes"
+
+
+def refuse_failures(figures: Sequence[Figure]) -> None:
+    """Refuse an export of which any output is off.
+
+    Raises:
+        BackendError: naming the worst output and how many there are.
+    """
+    failed = [figure for figure in figures if not figure.passed]
+    if failed:
+        worst = max(failed, key=lambda f: np.nan_to_num(f.max_relative / f.allowed, nan=np.inf))
+        raise BackendError(
+            f"{len(failed)} of {len(figures)} outputs differ from eager PyTorch, the worst is "
+            f"{worst.stage}.{worst.output} by {worst.max_relative:.2g} of its largest value, "
+            f"{worst.allowed:.2g} is allowed: the bundle was not written"
+        )

@@ -1,0 +1,48 @@
+"""A checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vkrt import __version__
+from vkrt.manifest import Header
+from vkrt.media.image import MEAN, STD
+from vkrt.weights.fingerprint import fingerprint
+
+__all__ = ["PRECISIONS", "PREPROCESSING", "export_weights"]
+
+PRECISIONS = ("fp32", "fp16")
+# How a photo becomes the input of the first stage, as a manifest states it.
+PREPROCESSING = {
+    "mean": list(MEAN),
+    "std": list(STD),
+    "resize": "antialiased bilinear, sides stretched",
+}
+
+
+def export_weights(
+    name: str | None,
+    source: Path | None,
+    out: Path,
+    precision: str,
+    image_size: int | None,
+    started: Callable[[str], None] = lambda name: None,
+    force: bool = True,
+) -> None:
+    """Write a checkpoint as a bundle; `started` gets the model's name once the weights are in."""
+    from vkrt.export.write import write_bundle
+    from vkrt.models.sam2.stages import image_stages
+    from vkrt.weights.sam2 import load_sam2
+
+    known, module = load_sam2(source, name, image_size)
+    started(known.name)
+    header = Header(
+        vkrt=__version__,
+        model=known.name,
+        image_size=known.config.image_size,
+        precision=precision,
+        fingerprint=fingerprint(module),
+        preprocessing=PREPROCESSING,
+    )
+    write_bundle(header, image_stages(module).values(), out, force)

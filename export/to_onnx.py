@@ -1,0 +1,129 @@
+"""One stage becomes one .onnx file, by torch.export and torch's own translation."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from vkrt.errors import BackendError
+from vkrt.export.half import store_half
+from vkrt.export.inputs import random_inputs, traced_sizes
+from vkrt.stage import Stage
+
+__all__ = ["OPSET", "stage_to_onnx"]
+
+OPSET = 20
+# A protobuf holds 2 GiB; beside the weights lies the graph.
+MOST_INLINE_BYTES = 2**31 - 2**26
+
+
+def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
+    """Write a stage as an .onnx file whose inputs and outputs have the ports' names and symbols.
+
+    Weights over 2 GB go into a second file beside it, path.data.
+
+    Args:
+        stage: its module is a torch module in float32 on the CPU.
+        path: the file to write.
+        precision: "fp32", or "fp16" to store large weights so; the arithmetic stays in fp32.
+
+    Raises:
+        BackendError: torch can't export it; a bug of the model or of the exporter.
+    """
+    model = translate(stage)
+    restore_symbols(model, stage)
+    strip_notes(model)
+    if precision == "fp16":
+        store_half(model)
+    beside = f"{path.name}.data" if weight_bytes(model) > MOST_INLINE_BYTES else None
+    ir.save(model, path, external_data=beside)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return how many bytes the weights of a model take."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def translate(stage: Stage) -> ir.Model:
+    """Return the ONNX model that torch makes of a stage."""
+    sizes = traced_sizes(stage)
+    arrays = random_inputs(stage, sizes, np.random.default_rng(0))
+    dims = {symbol: torch.export.Dim(symbol) for symbol in stage.symbols}
+    shapes = tuple(
+        {axis: dims[size] for axis, size in enumerate(port.shape) if size in dims}
+        for port in stage.inputs
+    )
+    with quiet():
+        try:
+            program = torch.export.export(
+                stage.module.eval(),
+                tuple(map(torch.from_numpy, arrays)),
+                dynamic_shapes=shapes,
+                strict=False,
+            )
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[port.name for port in stage.inputs],
+                output_names=[port.name for port in stage.outputs],
+                verbose=False,
+            )
+        except Exception as error:
+            # Dozens of kinds, from the tracer, the shape solver and the translation.
+            reason = " ".join(str(error).split())
+            raise BackendError(f"torch can't export {stage.name}: {reason:.300}") from error
+    assert translated is not None
+    return translated.model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch's exporter tells its own developers from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def restore_symbols(model: ir.Model, stage: Stage) -> None:
+    """Give inputs and outputs the ports' symbols, and drop those that the tracer made up."""
+    for value in every_value(model):
+        value.shape = None
+    graph = model.graph
+    for ports, values in ((stage.inputs, graph.inputs), (stage.outputs, graph.outputs)):
+        for port, value in zip(ports, values, strict=True):
+            value.shape = ir.Shape(port.shape)
+
+
+def every_value(model: ir.Model) -> Iterator[ir.Value]:
+    """Give every input and every value that a node makes."""
+    yield from model.graph.inputs
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def strip_notes(model: ir.Model) -> None:
+    """Drop the exporter's notes: they hold paths of this machine and change from run to run."""
+    graph = model.graph
+    values = [*every_value(model), *graph.initializers.values()]
+    noted: list[Any] = [model, graph, *graph.all_nodes(), *values]
+    for item in noted:
+        item.metadata_props.clear()
+        item.doc_string = None

@@ -1,0 +1,220 @@
+"""The manifest of a bundle: what manifest.json says, read with suspicion and written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vkrt.errors import CheckpointError
+from vkrt.stage import Port, Stage
+
+__all__ = [
+    "GET_AGAIN",
+    "MANIFEST",
+    "SCHEMA",
+    "Header",
+    "Manifest",
+    "digest_of",
+    "read_manifest",
+    "write_manifest",
+]
+
+# Raised with every change of the manifest, and of the stages or ports that engines ask for.
+SCHEMA = 1
+MANIFEST = "manifest.json"
+# A stage takes some kilobytes of it.
+MAX_MANIFEST_BYTES = 1024**2
+CHUNK = 1024**2
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+GET_AGAIN = "get or export the bundle again"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Say what a bundle holds.
+
+    Attributes:
+        vkrt: the version that wrote it.
+        model: catalog name of the model.
+        image_size: side of its square input, in pixels.
+        precision: what its weights are stored in, "fp32" or "fp16"; arithmetic is in fp32.
+        fingerprint: digest of the weights that it was made from, as embeddings carry it.
+        preprocessing: mean and std of each channel, of values in [0, 1], and the kind of resize.
+        parity: the figures that the export measured, one record per stage and output.
+    """
+
+    vkrt: str
+    model: str
+    image_size: int
+    precision: str
+    fingerprint: str
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    parity: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Hold what a manifest says, in the right form but not yet held against the files.
+
+    Attributes:
+        header: what the bundle holds.
+        files: size in bytes and sha256 of each file by name; all lie directly in the folder.
+        stages: by name; the module of each is the path of one of the files.
+    """
+
+    header: Header
+    files: Mapping[str, tuple[int, str]]
+    stages: Mapping[str, Stage]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return what the manifest of a folder says.
+
+    Raises:
+        CheckpointError: it is missing, huge, damaged or of another schema, or names a file
+            outside the folder.
+    """
+    path = folder / MANIFEST
+    content = read_json(path)
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {schema}, this version reads up to {SCHEMA}: update vkrt"
+        )
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has an unknown schema: {GET_AGAIN}")
+    try:
+        files = {plain_name(name): parse_file(entry) for name, entry in content["files"].items()}
+        return Manifest(
+            header=parse_header(content),
+            files=files,
+            stages={n: parse_stage(folder, n, e, files) for n, e in content["stages"].items()},
+        )
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path} is not one that `vkrt export` wrote ({what:.200}): {GET_AGAIN}"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of bounded size."""
+    # Not a pipe either, which reading would wait for.
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} is no bundle, it has no {path.name}: "
+            "give a folder that `vkrt export` wrote"
+        )
+    try:
+        size = path.stat().st_size
+        content = json.loads(path.read_bytes()) if size <= MAX_MANIFEST_BYTES else None
+    except OSError as error:
+        reason = error.strerror or "unknown reason"
+        raise CheckpointError(f"{path} can't be read ({reason}): check its rights") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: {GET_AGAIN}") from None
+    if size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{path} is larger than any manifest, {size} bytes: {GET_AGAIN}")
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no manifest: {GET_AGAIN}")
+    return content
+
+
+def parse_header(content: dict[str, Any]) -> Header:
+    """Return what the manifest says of the whole bundle."""
+    kinds = {"image_size": int, "preprocessing": dict, "parity": list}
+    names = [known.name for known in fields(Header)]
+    return Header(**{name: expect(content[name], kinds.get(name, str)) for name in names})
+
+
+def parse_file(entry: Any) -> tuple[int, str]:
+    """Return the size and sha256 of a file."""
+    return expect(entry["bytes"], int), expect(entry["sha256"], str)
+
+
+def parse_stage(folder: Path, name: str, entry: Any, files: Collection[str]) -> Stage:
+    """Return a stage whose module is the path of its file, one of `files`."""
+    file = plain_name(entry["file"])
+    if file not in files:
+        raise ValueError(f"no digest of {file!r}")
+    return Stage(
+        name=name,
+        module=folder / file,
+        inputs=tuple(map(parse_port, entry["inputs"])),
+        outputs=tuple(map(parse_port, entry["outputs"])),
+    )
+
+
+def parse_port(entry: Any) -> Port:
+    """Return a port."""
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r}")
+    shape = tuple(size if isinstance(size, str) else expect(size, int) for size in entry["shape"])
+    if any(isinstance(size, int) and size < 0 for size in shape):
+        raise ValueError(f"shape {shape}")
+    bounds = None
+    if entry["bounds"] is not None:
+        low, high = map(float, entry["bounds"])
+        bounds = (low, high)
+    return Port(expect(entry["name"], str), shape, entry["dtype"], bounds, bool(entry["exact"]))
+
+
+def expect(value: Any, kind: type) -> Any:
+    """Return a value of the wanted type.
+
+    Raises:
+        TypeError: it has another.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} where a {kind.__name__} belongs")
+    return value
+
+
+def plain_name(name: Any) -> str:
+    """Return the name of a file directly in the folder.
+
+    Raises:
+        ValueError: it leads elsewhere, on this system or another.
+    """
+    text = expect(name, str)
+    # "\\" and ":" lead elsewhere on Windows.
+    if text in ("", ".", "..") or set(text) & set("/\\:\0"):
+        raise ValueError(f"{text!r:.80} is outside the folder")
+    return text
+
+
+def write_manifest(folder: Path, header: Header, stages: Iterable[Stage]) -> None:
+    """Write the manifest of a folder that holds everything else.
+
+    Args:
+        folder: every file in it becomes part of the bundle.
+        header: what it holds.
+        stages: their modules are paths in the folder.
+    """
+    entries = {
+        stage.name: {
+            "file": stage.module.name,
+            "inputs": [asdict(port) for port in stage.inputs],
+            "outputs": [asdict(port) for port in stage.outputs],
+        }
+        for stage in stages
+    }
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": digest_of(p)} for p in paths}
+    content = {"schema": SCHEMA, **asdict(header), "stages": entries, "files": files}
+    text = json.dumps(content, indent=1, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
