@@ -6,15 +6,16 @@ import platform
 import subprocess
 import time
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 
-from vkrt.cli.doctor import cpu_model, usable_cores
+from vkrt.cli.doctor import cpu_model
+from vkrt.options import usable_cores
 
-__all__ = ["Machine", "commit", "describe_machine", "peak_gflops", "peak_rss_mib", "today"]
+__all__ = ["ROOT", "Machine", "commit", "describe_machine", "installed", "peak_gflops", "today"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,8 @@ class Machine(TypedDict):
     threads: int
     torch: str
     transformers: str
+    onnxruntime: str | None
+    openvino: str | None
     numpy: str
     python: str
 
@@ -43,9 +46,19 @@ def describe_machine() -> Machine:
         "threads": torch.get_num_threads(),
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "onnxruntime": installed("onnxruntime"),
+        "openvino": installed("openvino"),
         "numpy": version("numpy"),
         "python": platform.python_version(),
     }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def today() -> str:
@@ -79,16 +92,3 @@ def peak_gflops(size: int = 2048, rounds: int = 5) -> float:
         torch.mm(left, right, out=out)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e9
-
-
-def peak_rss_mib() -> float | None:
-    """Return the most memory this process has held, in MiB; None where the system can't tell.
-
-    getrusage would not do: a new process starts with its parent's peak there.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(peaks[0]) / 1024 if peaks else None

@@ -13,18 +13,22 @@ import numpy as np
 
 __all__ = ["Ratio", "Summary", "compare", "measure", "rotated", "summarize"]
 
+MIN_FOR_P99 = 299  # below, not even the highest sample bounds it with 95% confidence
+
 
 @dataclass(frozen=True)
 class Summary:
-    """Describe samples by their 20th, 50th and 80th percentile, in ms, and their number.
+    """Describe samples by their percentiles, in ms, and their number.
 
-    Further out than that, the few samples of a run say nothing.
+    Attributes:
+        p99: None below 299 samples, which say too little about it.
     """
 
     p20: float
     p50: float
     p80: float
     samples: int
+    p99: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def measure(
     rounds: int,
     warmups: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Return the seconds of each call by name, one sample a round.
 
@@ -73,6 +78,8 @@ def measure(
         calls: what to time.
         rounds: how often each runs, after `warmups` runs that do not count.
         clock: gives seconds.
+        pause: seconds of sleep before each sample. Thread pools go on spinning for a while after
+            their work; without a pause that would be at the cost of whoever runs next.
     """
     names = list(calls)
     for _ in range(warmups):
@@ -83,6 +90,7 @@ def measure(
         for turn in range(rounds):
             gc.collect()
             for name in rotated(names, turn):
+                time.sleep(pause)
                 start = clock()
                 result = calls[name]()
                 samples[name].append(clock() - start)
@@ -92,8 +100,8 @@ def measure(
 
 def summarize(seconds: Sequence[float]) -> Summary:
     """Return the percentiles of samples in seconds."""
-    p20, p50, p80 = np.percentile(seconds, (20, 50, 80)) * 1e3
-    return Summary(float(p20), float(p50), float(p80), len(seconds))
+    p20, p50, p80, p99 = map(float, np.percentile(seconds, (20, 50, 80, 99)) * 1e3)
+    return Summary(p20, p50, p80, len(seconds), p99 if len(seconds) >= MIN_FOR_P99 else None)
 
 
 def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:

@@ -26,23 +26,33 @@ QUALITY = FOLDER / "quality.csv"
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Hold one measurement of one variant.
+    """Hold one measurement of one variant. What a case does not measure is empty.
 
     Attributes:
         date: of the run, UTC.
         commit: of the checkout, "-dirty" if its sources were changed.
-        case: "encode" (photo in, embedding out) or "click" (click in, full-size masks out).
+        case: "encode" (photo in, embedding out), "click" (click in, full-size masks out), "cold"
+            (a new process to its first masks, files in the page cache) and its parts
+            "cold-start" (the interpreter), "cold-import", "cold-load", "cold-encode" and
+            "cold-predict", "memory" (a process that loads and encodes), "growth" (a process that
+            encodes fresh photos).
         photo: its width x height in pixels.
-        variant: what ran; "vkrt" is the baseline of the ratios.
-        cores: usable ones, and `threads` of torch.
-        samples: rounds, all variants interleaved.
-        ratio_to_vkrt: p50 over vkrt's p50 of the same run.
-        paired_ratio: median over the rounds of the ratio to vkrt, with p20 and p80.
-        peak_rss_mib: of a process of its own that loads the model, encodes and clicks once.
-        gflops: arithmetic of the model's matrix products and convolutions over p50.
+        variant: what ran, a name of benchmarks.variants.
+        cores: usable ones, and `threads` of whatever runs the model.
+        p99_ms: where there are samples enough for it.
+        samples: rounds, all variants interleaved; in "memory" processes, in "growth" encodes.
+        baseline: the variant of vkrt that the ratios refer to; "vkrt" where a row has none.
+        ratio_to_vkrt: p50 over the baseline's p50 of the same run.
+        paired_ratio: median over the rounds of the ratio to the baseline, with p20 and p80.
+        peak_rss_mib: of the process, the median of several in "memory".
+        rss_growth_mib: of the process over the encodes, after others that warmed it up.
+        gflops: arithmetic of matrix products and convolutions, as many as this variant's form of
+            the model has, over p50.
         peak_gflops: of a 2048 matrix product in fp32, measured in the same run.
-        max_rel_error: largest difference to the other side, relative to the largest value, in
-            embeddings, logits and scores; checked in the same run before anything was timed.
+        max_rel_error: largest difference to eager vkrt, relative to the largest value, in
+            embeddings, logits and scores; for eager vkrt that of the fp32 variant furthest from
+            it. Checked in the same run before anything was timed.
+        torch, transformers, onnxruntime, openvino, numpy: versions; empty where not installed.
     """
 
     date: str
@@ -58,20 +68,25 @@ class SpeedRow:
     cores: int
     threads: int
     precision: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
+    p20_ms: float | None
+    p50_ms: float | None
+    p80_ms: float | None
+    p99_ms: float | None
     samples: int
-    ratio_to_vkrt: float
-    paired_ratio: float
-    paired_ratio_p20: float
-    paired_ratio_p80: float
+    baseline: str
+    ratio_to_vkrt: float | None
+    paired_ratio: float | None
+    paired_ratio_p20: float | None
+    paired_ratio_p80: float | None
     peak_rss_mib: float | None
-    gflops: float
+    rss_growth_mib: float | None
+    gflops: float | None
     peak_gflops: float
-    max_rel_error: float
+    max_rel_error: float | None
     torch: str
     transformers: str
+    onnxruntime: str | None
+    openvino: str | None
     numpy: str
     python: str
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from transformers import Sam2Model
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from benchmarks.assets import Assets
+from benchmarks.peers.transformers_sam2 import read_oracle
+
 __all__ = ["Encoded", "TransformersEager"]
 
 
@@ -37,12 +40,23 @@ class TransformersEager:
 
     name = "transformers"
     backend = "eager"
+    precision = "fp32"
 
     def __init__(self, model: Sam2Model, side: int) -> None:
         self.model = model.eval().requires_grad_(False)
         self.side = side
         self._mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1) * 255
         self._std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1) * 255
+
+    @classmethod
+    def load(cls, assets: Assets, threads: int) -> TransformersEager:
+        """Return one with the shared weights; the threads are torch's, of the whole process."""
+        torch.set_num_threads(threads)
+        return cls(read_oracle(assets.transformers), assets.image_size)
+
+    def from_host(self, array: np.ndarray) -> Tensor:
+        """Return the tensor of a host array; it shares its memory."""
+        return torch.from_numpy(array)
 
     @torch.inference_mode()
     def preprocess(self, photo: np.ndarray) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import Sam2Config as OracleConfig
 from transformers import Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig
+from transformers.utils.logging import disable_progress_bar
 
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.models.sam2.model import Sam2
 from vkrt.weights.sam2_names import to_official
 
-__all__ = ["oracle_config", "oracle_model", "twin"]
+__all__ = ["oracle_config", "oracle_model", "read_oracle", "twin", "write_oracle"]
 
 # What Sam2Model, which only sees single pictures, has no weights for.
 TRACKING = ("mask_downsample", "maskmem", "memory_", "no_mem_pos_enc", "no_obj", "obj_ptr")
@@ -82,3 +85,15 @@ def twin(oracle: Sam2Model, config: Sam2Config) -> Sam2:
     if missing or result.unexpected_keys:
         raise ValueError(f"missing {missing}, unexpected {result.unexpected_keys}")
     return model
+
+
+def write_oracle(oracle: Sam2Model, folder: Path) -> None:
+    """Write transformers' model as a folder of its own kind."""
+    disable_progress_bar()
+    oracle.save_pretrained(folder)
+
+
+def read_oracle(folder: Path) -> Sam2Model:
+    """Return transformers' model from such a folder, as a user loads one."""
+    disable_progress_bar()
+    return Sam2Model.from_pretrained(folder).eval()
