@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,8 @@ class Recipe:
     """Say how the demo model is trained.
 
     Attributes:
-        image_size: side of the scenes, in pixels.
+        image_size: side of the model's input, in pixels.
+        scene_size: side of the scenes that are drawn, in pixels.
         steps: optimizer steps; the learning rate follows them to the end.
         batch: scenes a step.
         objects: prompts a scene.
@@ -54,11 +55,16 @@ class Recipe:
         learning_rate: the peak, after the share `warmup` of the steps.
         grouping_until: share of the steps over which the grouping loss fades out.
         single_round_until: share of the steps that have no corrections yet.
+        prefer_sparse: ask more often for objects that fill little of their box: those cut in
+            pieces by others, which take longest to learn.
+        muon: move the matrices by Muon (https://kellerjordan.github.io/posts/muon/), the rest by
+            AdamW; without it, all by AdamW.
         ema: decay of the averaged weights, which are the ones kept.
     """
 
     model: str = "sam2.1-nano"
     image_size: int = 256
+    scene_size: int = 256
     steps: int = 8_000
     batch: int = 4
     objects: int = 6
@@ -68,6 +74,8 @@ class Recipe:
     warmup: float = 0.03
     grouping_until: float = 0.6
     single_round_until: float = 0.2
+    prefer_sparse: bool = False
+    muon: bool = False
     ema: float = 0.998
     seed: int = 0
 
@@ -78,7 +86,7 @@ class State:
 
     model: Sam2
     averaged: Sam2
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -88,7 +96,7 @@ class State:
         parts = {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -102,7 +110,8 @@ class State:
         parts = torch.load(path, weights_only=True)
         self.model.load_state_dict(parts["model"])
         self.averaged.load_state_dict(parts["averaged"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        for optimizer, saved in zip(self.optimizers, parts["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = parts["step"], parts["seconds"]
         self.history = parts["history"]
 
@@ -110,8 +119,8 @@ class State:
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
     """Give the scene of an index with some of its objects, the same for the same index."""
 
-    def __init__(self, recipe: Recipe, size: int, first: int) -> None:
-        self.recipe, self.size, self.first = recipe, size, first
+    def __init__(self, recipe: Recipe, first: int) -> None:
+        self.recipe, self.first = recipe, first
 
     def __len__(self) -> int:
         return 1 << 30
@@ -119,20 +128,38 @@ class Scenes(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return pixels (3, S, S) uint8 and masks (objects, S, S) bool."""
         # Runs of another seed draw other scenes.
+        size = self.recipe.scene_size
         seed = FIRST_TRAINING_SEED + self.recipe.seed * SEEDS_A_RUN + self.first + index
         while True:
-            scene = make_scene(seed, self.size)
-            visible = np.flatnonzero(scene.areas() >= MIN_AREA * self.size**2) + 1
+            scene = make_scene(seed, size)
+            visible = np.flatnonzero(scene.areas() >= MIN_AREA * size**2) + 1
             if len(visible):
                 break
             seed += 1 << 31
         rng = np.random.default_rng(seed)
-        chosen = rng.choice(
-            visible, self.recipe.objects, replace=len(visible) < self.recipe.objects
-        )
+        chosen = choose(rng, scene.labels, visible, self.recipe)
         masks = scene.labels[None] == chosen[:, None, None]
         pixels = np.ascontiguousarray(scene.image.transpose(2, 0, 1))
         return torch.from_numpy(pixels), torch.from_numpy(masks)
+
+
+def choose(
+    rng: np.random.Generator, labels: np.ndarray, visible: np.ndarray, recipe: Recipe
+) -> np.ndarray:
+    """Draw the objects to ask for; the less an object fills its box, the likelier it is drawn."""
+    chance = np.ones(len(visible))
+    if recipe.prefer_sparse:
+        fill = [fill_of(labels == label) for label in visible]
+        chance = 1 / (0.25 + np.array(fill))
+    few = len(visible) < recipe.objects
+    return rng.choice(visible, recipe.objects, replace=few, p=chance / chance.sum())
+
+
+def fill_of(mask: np.ndarray) -> float:
+    """Return the share of its box that a mask (H, W) covers."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+    return float(mask.sum() / box)
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
@@ -151,20 +178,39 @@ def build(recipe: Recipe) -> State:
     model, averaged = Sam2(config), Sam2(config)
     initialize(model)
     averaged.load_state_dict(model.state_dict())
+    return State(model, averaged, make_optimizers(recipe, model))
+
+
+def make_optimizers(recipe: Recipe, model: Sam2) -> list[torch.optim.Optimizer]:
+    """Return what moves the parameters; each holds some of them."""
     # Norms, biases and embeddings are not decayed.
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and p.numel() > 4096]
-    kept = [p for p in model.parameters() if not (p.ndim >= 2 and p.numel() > 4096)]
+    large = [p for p in model.parameters() if p.ndim >= 2 and p.numel() > 4096]
+    small = [p for p in model.parameters() if not (p.ndim >= 2 and p.numel() > 4096)]
+    matrices = [p for p in large if p.ndim == 2] if recipe.muon else []
+    chosen = {id(p) for p in matrices}
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {
+            "params": [p for p in large if id(p) not in chosen],
+            "weight_decay": recipe.weight_decay,
+        },
+        {"params": small, "weight_decay": 0.0},
     ]
-    return State(model, averaged, torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True))
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    ]
+    if matrices:
+        # With steps as large as AdamW's, one learning rate does for both.
+        muon = torch.optim.Muon(
+            matrices, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    return optimizers
 
 
-def batches(recipe: Recipe, size: int, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(recipe: Recipe, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Give batches of scenes from index `first` on, without end."""
     loader = DataLoader(
-        Scenes(recipe, size, first),
+        Scenes(recipe, first),
         batch_size=recipe.batch,
         num_workers=workers,
         prefetch_factor=6 if workers else None,
@@ -212,8 +258,7 @@ def train(
         weights = load_sam2(start_from, recipe.model)[1].state_dict()
         state.model.load_state_dict(weights)
         state.averaged.load_state_dict(weights)
-    size = state.model.config.image_size
-    source = batches(recipe, size, state.step * recipe.batch, workers)
+    source = batches(recipe, state.step * recipe.batch, workers)
     rows: list[dict[str, float]] = []
     last = recipe.steps if until is None else min(until, recipe.steps)
     while state.step < last:
@@ -233,16 +278,18 @@ def train(
 def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict[str, float]:
     """Take one optimizer step; return its loss and IoU of the grouping, each round, and boxes."""
     progress = state.step / recipe.steps
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, progress)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, progress)
     rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
     grouping = max(0.0, 1 - progress / recipe.grouping_until) if recipe.grouping_until else 0.0
     rounds = 1 if progress < recipe.single_round_until else recipe.rounds
     loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
     loss.backward()
     nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     state.step += 1
     # Over the first steps a shorter memory, or the random start would stay in the average.
     average(state, min(recipe.ema, state.step / (state.step + 10)))
@@ -259,18 +306,14 @@ def average(state: State, decay: float) -> None:
     )
 
 
-# The demo model was trained in two parts: most of it where steps are cheap, the rest at the size
-# that it runs at, with a lower rate and no help from the grouping loss. Each draws its own scenes.
+# The demo model was trained in three parts: the first where steps are cheap, the others at the
+# size that it runs at, without help from the grouping loss. The last sees scenes as an engine
+# shows them, enlarged from 256 pixels. Each part draws its own scenes.
+LATER = Recipe(image_size=320, grouping_until=0.0, single_round_until=0.0)
 PARTS = (
     Recipe(),
-    Recipe(
-        image_size=320,
-        steps=900,
-        learning_rate=1.5e-4,
-        grouping_until=0.0,
-        single_round_until=0.0,
-        seed=1,
-    ),
+    replace(LATER, scene_size=320, steps=900, learning_rate=1.5e-4, seed=1),
+    replace(LATER, steps=7_400, learning_rate=5e-4, prefer_sparse=True, muon=True, seed=2),
 )
 
 
@@ -287,7 +330,7 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = 1,
 ) -> None:
-    """Train sam2.1-nano: OUT/part-1, then OUT/part-2, each with its weights as safetensors."""
+    """Train sam2.1-nano: OUT/part-1 and on, each with its weights as safetensors."""
     previous: Path | None = None
     for number, recipe in enumerate(PARTS, start=1):
         folder = out / f"part-{number}"
