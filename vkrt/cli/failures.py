@@ -10,7 +10,15 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 # Which extra brings a package that the base install lacks.
-EXTRAS = {"torch": "torch", "huggingface_hub": "hub", "skimage": "demo", "transformers": "bench"}
+EXTRAS = {
+    "torch": "torch",
+    "onnx": "torch",
+    "onnxscript": "torch",
+    "onnxruntime": "cpu",
+    "huggingface_hub": "hub",
+    "skimage": "demo",
+    "transformers": "bench",
+}
 
 
 def explain(error: Exception) -> str | None:

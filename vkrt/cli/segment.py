@@ -58,7 +58,9 @@ Out = Annotated[
 Overlay = Annotated[
     Path | None, typer.Option(help="The photo with mask and prompts drawn in (.png, .jpg, .webp).")
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; the default is torch's own.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads; the backend's own number if not given.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 

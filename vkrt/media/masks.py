@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vkrt.errors import ImageError
+from vkrt.media import fallback
 from vkrt.media.files import write_atomically
 from vkrt.media.image import read_image
 from vkrt.media.native import operations
@@ -92,9 +93,9 @@ def upsample(logits: np.ndarray, height: int, width: int, threads: int | None = 
     logits = as_logits(logits)
     check_size(*logits.shape[1:])
     check_size(height, width)
-    if len(logits) == 0:
-        return np.empty((0, height, width), np.float32)
-    return operations.upsample(logits, height, width, threads or 0)
+    run = operations if len(logits) else fallback
+    large: np.ndarray = run.upsample(logits, height, width, threads or 0)
+    return large
 
 
 def binarize(
@@ -126,12 +127,8 @@ def binarize(
     logits = as_logits(logits)
     check_size(*logits.shape[1:])
     check_size(height, width)
-    if len(logits) == 0:
-        none = np.empty((0, height, width), bool)
-        measured = np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32)
-        return Binarized(np.packbits(none, axis=-1) if packed else none, *measured)
-    found = operations.binarize(logits, height, width, threshold, offset, threads or 0, packed)
-    return Binarized(*found)
+    run = operations if len(logits) else fallback
+    return Binarized(*run.binarize(logits, height, width, threshold, offset, threads or 0, packed))
 
 
 def unpack(masks: np.ndarray, width: int) -> np.ndarray:

@@ -28,7 +28,8 @@ def find() -> tuple[ModuleType | None, str | None]:
 
 _module, _reason = find()
 
-# What fallback.__all__ names, with the same arguments either way.
+# What fallback.__all__ names, with the same arguments either way; but the C++ takes one plane or
+# more, while fallback answers for none too.
 operations: ModuleType = _module or fallback
 
 

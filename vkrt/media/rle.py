@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vkrt.errors import ImageError
+from vkrt.media import fallback
 from vkrt.media.native import operations
 from vkrt.media.planes import as_logits, as_masks, check_size
 
@@ -162,10 +163,8 @@ def encode_logits(
     logits = as_logits(logits)
     check_size(*logits.shape[1:])
     check_size(height, width)
-    if len(logits) == 0:
-        measured = np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32)
-        return EncodedMasks([], *measured)
-    runs, *rest = operations.encode_logits(logits, height, width, threshold, offset, threads or 0)
+    run = operations if len(logits) else fallback
+    runs, *rest = run.encode_logits(logits, height, width, threshold, offset, threads or 0)
     return EncodedMasks([Rle(height, width, each) for each in runs], *rest)
 
 
