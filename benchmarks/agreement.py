@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 def check_agreement(
     ours: Ours,
-    peer: OpenPeer,
+    peer: OpenPeer[Any],
     photo: np.ndarray,
     clicks: Sequence[tuple[float, float]],
 ) -> float:

@@ -161,13 +161,14 @@ def cold(contest: Contest, names: Sequence[str], plan: Plan) -> CaseFigures:
 
 
 def memory(contest: Contest, names: Sequence[str], plan: Plan) -> CaseFigures:
-    """Take down the peak memory of processes that load and encode once."""
-    found = {}
+    """Take down the peak memory of processes that load and encode, and while they encode."""
+    found: CaseFigures = {"memory": {}, "memory-encode": {}}
     for name, answers in each_alone("memory", contest, names, plan.processes).items():
-        peaks = [a["peak_rss_mib"] for a in answers if a["peak_rss_mib"] is not None]
-        peak = statistics.median(peaks) if peaks else None
-        found[name] = Figures(len(answers), peak_rss_mib=peak)
-    return {"memory": found}
+        for case, part in (("memory", "whole"), ("memory-encode", "encode")):
+            peaks = [answer[part] for answer in answers if answer[part] is not None]
+            peak = statistics.median(peaks) if peaks else None
+            found[case][name] = Figures(len(answers), peak_rss_mib=peak)
+    return found
 
 
 def growth(contest: Contest, names: Sequence[str], plan: Plan) -> CaseFigures:

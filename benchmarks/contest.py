@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -119,5 +119,5 @@ def admit(variant: Variant, ours: Ours, assets: Assets, photo: np.ndarray, threa
     if isinstance(peer, Ours):
         worst = check_own(ours, peer, photo, clicks)
     else:
-        worst = check_agreement(ours, cast(OpenPeer, peer), photo, clicks)
+        worst = check_agreement(ours, cast("OpenPeer[Any]", peer), photo, clicks)
     return Entrant(variant, peer.backend, peer.precision, worst, peer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from vkrt.cli.doctor import cpu_model
 from vkrt.options import usable_cores
 
-__all__ = ["ROOT", "Machine", "commit", "describe_machine", "installed", "peak_gflops", "today"]
+__all__ = ["ROOT", "Machine", "commit", "describe_machine", "installed", "today"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,15 +79,3 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{found}-dirty" if changed else found
-
-
-def peak_gflops(size: int = 2048, rounds: int = 5) -> float:
-    """Return the most fp32 GFLOP/s that a square matrix product reaches here."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    out = torch.mm(left, right)
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        torch.mm(left, right, out=out)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "BARS",
     "QUALITY",
     "RESULTS",
+    "BarRow",
     "QualityRow",
     "SpeedRow",
     "append_rows",
@@ -22,6 +24,7 @@ __all__ = [
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results.csv"
 QUALITY = FOLDER / "quality.csv"
+BARS = FOLDER / "bars.csv"
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class SpeedRow:
         case: "encode" (photo in, embedding out), "click" (click in, full-size masks out), "cold"
             (a new process to its first masks, files in the page cache) and its parts
             "cold-start" (the interpreter), "cold-import", "cold-load", "cold-encode" and
-            "cold-predict", "memory" (a process that loads and encodes), "growth" (a process that
-            encodes fresh photos).
+            "cold-predict", "memory" (a process that loads and encodes twice) and its part
+            "memory-encode" (from when all is loaded), "growth" (a process that encodes fresh
+            photos, vkrt's without its embedding cache, which has a bound of its own).
         photo: its width x height in pixels.
         variant: what ran, a name of benchmarks.variants.
         cores: usable ones, and `threads` of whatever runs the model.
@@ -48,7 +52,12 @@ class SpeedRow:
         rss_growth_mib: of the process over the encodes, after others that warmed it up.
         gflops: arithmetic of matrix products and convolutions, as many as this variant's form of
             the model has, over p50.
-        peak_gflops: of a 2048 matrix product in fp32, measured in the same run.
+        peak_gflops: of a matrix product, 1024 x 4096 by 4096 x 1024, by the runtime and in the
+            precision of this row, so that gflops over it is the share that the model reaches;
+            the best of ten in the same run. The largest among the rows of a run and a precision
+            is the best product of the machine. Int8 rows have a product of int8, and all
+            their operations count, those that a variant keeps in fp32 too. In rows up to commit
+            da1805e38404 it is PyTorch's product of 2048 x 2048 in fp32, whatever ran them.
         max_rel_error: largest difference to eager vkrt, relative to the largest value, in
             embeddings, logits and scores; for eager vkrt that of the fp32 variant furthest from
             it. Checked in the same run before anything was timed.
@@ -89,6 +98,28 @@ class SpeedRow:
     openvino: str | None
     numpy: str
     python: str
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """Hold what a run came to in one of the things that vkrt must reach (benchmarks.bars).
+
+    Attributes:
+        date, commit, cpu, threads: as in the run's rows of results.csv.
+        what: in words, the model first.
+        must: "at least" or "at most" the bar.
+        verdict: "reached" or "missed".
+    """
+
+    date: str
+    commit: str
+    cpu: str
+    threads: int
+    what: str
+    figure: float
+    must: str
+    bar: float
+    verdict: str
 
 
 @dataclass(frozen=True)

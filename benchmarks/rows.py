@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from benchmarks.cases import CaseFigures, Figures
 from benchmarks.contest import Contest
 from benchmarks.machine import Machine
 from benchmarks.measure import compare, summarize
+from benchmarks.peak import product_of
 from benchmarks.results import SpeedRow
 from benchmarks.variants import baseline_of
 
@@ -87,9 +88,9 @@ def ratios_of(case: str, name: str, by_variant: Mapping[str, Figures]) -> Ratios
 
 
 def make_rows(
-    contest: Contest, found: CaseFigures, machine: Machine, peak: float
+    contest: Contest, found: CaseFigures, machine: Machine, peaks: Mapping[str, float]
 ) -> list[SpeedRow]:
-    """Return a row for each case and variant; `peak` is the machine's most GFLOP/s."""
+    """Return a row for each case and variant; `peaks` are GFLOP/s by product."""
     config = contest.model.config
     flops = {True: own_flops(config), False: plain_flops(config)}
     rows = []
@@ -110,7 +111,7 @@ def make_rows(
                     peak_rss_mib=figures.peak_rss_mib,
                     rss_growth_mib=figures.rss_growth_mib,
                     gflops=work / times["p50_ms"] / 1e6 if work and times["p50_ms"] else None,
-                    peak_gflops=peak,
+                    peak_gflops=peaks[product_of(entrant.backend, entrant.precision)],
                     max_rel_error=entrant.error,
                     **times,
                     **ratios_of(case, name, by_variant),
@@ -125,16 +126,31 @@ def cell(form: str, *values: float | None) -> str:
     return "" if None in values else form.format(*values)
 
 
+def products(rows: Sequence[SpeedRow]) -> str:
+    """Return the speed of each product that rows are a share of."""
+    found = {product_of(row.backend, row.precision): row.peak_gflops for row in rows}
+    return ", ".join(f"{name} {gflops:.0f}" for name, gflops in sorted(found.items()))
+
+
+def shares_of(row: SpeedRow, rows: Sequence[SpeedRow]) -> tuple[float | None, float | None]:
+    """Return a row's speed over its runtime's product and over the best in its precision."""
+    if row.gflops is None:
+        return None, None
+    best = max(other.peak_gflops for other in rows if other.precision == row.precision)
+    return row.gflops / row.peak_gflops, row.gflops / best
+
+
 def show(rows: list[SpeedRow]) -> None:
     """Print the rows as a table."""
     first = rows[0]
     table = Table(
         title=f"{first.model} at {first.image_size}, {first.photo} photo, {first.cpu}, "
-        f"{first.cores} cores, threads: {first.threads}, "
-        f"at most {first.peak_gflops:.0f} GFLOP/s in fp32",
+        f"{first.cores} cores, threads: {first.threads}",
+        caption=f"Most GFLOP/s in a product: {products(rows)}. Of peak: of the own runtime's "
+        "product; of best: of the fastest in the same precision.",
     )
     heads = ["p20 ms", "p50 ms", "p80 ms", "p99 ms", "x baseline", "paired"]
-    heads += ["GFLOP/s", "of peak", "MiB", "grown MiB", "error"]
+    heads += ["GFLOP/s", "of peak", "of best", "MiB", "grown MiB", "error"]
     for name in ("case", "variant", *heads):
         table.add_column(name, justify="right" if name in heads else "left")
     for row in rows:
@@ -150,7 +166,7 @@ def show(rows: list[SpeedRow]) -> None:
                 row.paired_ratio_p80,
             ),
             cell("{:.3g}", row.gflops),
-            cell("{:.0%}", None if row.gflops is None else row.gflops / row.peak_gflops),
+            *(cell("{:.0%}", share) for share in shares_of(row, rows)),
             cell("{:.0f}", row.peak_rss_mib),
             cell("{:.2f}", row.rss_growth_mib),
             cell("{:.0e}", row.max_rel_error),

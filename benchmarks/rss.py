@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["peak_rss_mib", "rss_mib"]
+__all__ = ["forget_peak", "peak_rss_mib", "rss_mib"]
 
 
 def status(field: str) -> float | None:
@@ -28,3 +28,12 @@ def peak_rss_mib() -> float | None:
     getrusage would not do: a new process starts with its parent's peak there.
     """
     return status("VmHWM")
+
+
+def forget_peak() -> bool:
+    """Let peak_rss_mib start anew from what this process holds now; False if the system can't."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

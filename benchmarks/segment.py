@@ -16,12 +16,13 @@ import torch
 import typer
 
 from benchmarks.agreement import DisagreementError
-from benchmarks.bars import Verdict, judge
+from benchmarks.bars import Verdict, as_rows, judge
 from benchmarks.cases import IN_PROCESS, AloneError, CaseFigures, Plan, run_case
 from benchmarks.contest import enter
-from benchmarks.machine import describe_machine, peak_gflops
+from benchmarks.machine import describe_machine
+from benchmarks.peak import peaks, product_of
 from benchmarks.photo import set_photo
-from benchmarks.results import RESULTS, SpeedRow, append_rows, check_columns
+from benchmarks.results import BARS, RESULTS, BarRow, SpeedRow, append_rows, check_columns
 from benchmarks.rows import make_rows, show
 from benchmarks.variants import CASES, VARIANTS, AbsentError
 from vkrt import VkrtError, catalog
@@ -117,13 +118,14 @@ def run_order(order: Order, photo: np.ndarray, plan: Plan, threads: int) -> list
     kept = order.names(*timed)
     contest = enter(order.model, photo, order.names(*order.cases), kept, threads, absent)
     found: CaseFigures = {}
-    peak = peak_gflops()
+    products = {product_of(e.backend, e.precision) for e in contest.entrants.values()}
+    found_peaks = peaks(sorted(products), threads)
     for case in sorted(order.cases, key=CASES.index):
         if case not in IN_PROCESS:
             contest.release()
         names = [name for name in order.names(case) if name in contest.entrants]
         found |= run_case(case, contest, names, plan)
-    return make_rows(contest, found, describe_machine(), peak)
+    return make_rows(contest, found, describe_machine(), found_peaks)
 
 
 def tell(verdicts: list[Verdict]) -> None:
@@ -154,7 +156,7 @@ def main(
     encodes: Annotated[int, typer.Option(min=1, help="Fresh photos in growth.")] = Plan.encodes,
     warmups: Annotated[int, typer.Option(min=0, help="Photos before them.")] = Plan.warmups,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each variant.")] = None,
-    dry: Annotated[bool, typer.Option("--dry", help="Do not write results.csv.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Write no CSV file.")] = False,
 ) -> None:
     """Measure vkrt and its peers; without --models the whole table."""
     plan = Plan(rounds, clicks, processes, encodes, warmups)
@@ -162,6 +164,7 @@ def main(
         chosen = orders(models, cases, peers, image_size)
         if not dry:
             check_columns(RESULTS, SpeedRow)
+            check_columns(BARS, BarRow)
     except (VkrtError, ValueError) as error:
         raise leave(str(error), 2) from None
     photo = set_photo()
@@ -172,10 +175,12 @@ def main(
             raise leave(f"{order.model.name} is not measured, because {error}", 1) from None
         if not rows:
             raise leave(f"{order.model.name}: no variant that was chosen can run here", 1)
+        verdicts = judge(rows)
         if not dry:
             append_rows(RESULTS, rows)
+            append_rows(BARS, as_rows(verdicts, rows[0]))
         show(rows)
-        tell(judge(rows))
+        tell(verdicts)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ class OnnxRuntime(PlainOnnx):
     name = "onnxruntime"
     backend = "onnxruntime"
 
-    def open_graph(self, path: Path, threads: int) -> Graph:
+    @staticmethod
+    def open_graph(path: Path, threads: int) -> Graph:
         """Return what runs a graph on that many CPU threads."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -21,7 +21,8 @@ class OpenVino(PlainOnnx):
     name = "openvino"
     backend = "openvino"
 
-    def open_graph(self, path: Path, threads: int) -> Graph:
+    @staticmethod
+    def open_graph(path: Path, threads: int) -> Graph:
         """Return what runs a graph on that many CPU threads."""
         settings = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.assets import Assets
+from benchmarks.peers.base import OpenPeer
 
-__all__ = ["Encoded", "Graph", "PlainOnnx"]
+__all__ = ["Graph", "PlainOnnx"]
 
 # Takes the graph's inputs in order, gives its outputs in order.
 Graph: TypeAlias = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -22,28 +22,13 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1) * 255
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Hold feature maps of strides 4, 8 and 16, and the photo's height and width."""
-
-    features: list[np.ndarray]
-    size: tuple[int, int]
-
-
-class PlainOnnx(ABC):
+class PlainOnnx(OpenPeer[np.ndarray]):
     """Segment with the three graphs of a plain export (benchmarks.peers.plain_export) on the CPU.
 
     The photo is resized by Pillow, which transformers' own image processor matches to a level of
     uint8. Logits become masks in a graph of their own, at one size of photo, and the decoder takes
     exactly one click: constant shapes throughout, which favours the peer.
-
-    Attributes:
-        side: of the model's square input, in pixels.
     """
-
-    name: str
-    backend: str
-    precision = "fp32"
 
     def __init__(self, assets: Assets, threads: int) -> None:
         self.side = assets.image_size
@@ -58,8 +43,9 @@ class PlainOnnx(ABC):
         """Return one with the shared weights."""
         return cls(assets, threads)
 
+    @staticmethod
     @abstractmethod
-    def open_graph(self, path: Path, threads: int) -> Graph:
+    def open_graph(path: Path, threads: int) -> Graph:
         """Return what runs a graph on that many CPU threads."""
 
     def from_host(self, array: np.ndarray) -> np.ndarray:
@@ -94,18 +80,3 @@ class PlainOnnx(ABC):
         if size != self._size:
             raise ValueError(f"the graph is for photos of {self._size}, not {size}")
         return self._masks([logits])[0]
-
-    def scaled(self, size: tuple[int, int], x: float, y: float) -> np.ndarray:
-        """Return a click (1, 2) on a photo of a height and width, in pixels of the input."""
-        return np.array([[x * self.side / size[1], y * self.side / size[0]]], np.float32)
-
-    def encode(self, photo: np.ndarray) -> Encoded:
-        """Return the embedding of a photo (H, W, 3) uint8."""
-        height, width = photo.shape[:2]
-        return Encoded(self.embed(self.preprocess(photo)), (height, width))
-
-    def click(self, embedding: Encoded, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return masks (3, H, W) bool and scores (3,) of a click, in pixels of the photo."""
-        points = self.scaled(embedding.size, x, y)
-        logits, scores = self.decode(embedding.features, points)
-        return self.postprocess(logits, embedding.size), scores

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +13,13 @@ from transformers import Sam2Model
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from benchmarks.assets import Assets
+from benchmarks.peers.base import OpenPeer
 from benchmarks.peers.transformers_sam2 import read_oracle
 
-__all__ = ["Encoded", "TransformersEager"]
+__all__ = ["TransformersEager"]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Hold what get_image_embeddings gave, finest first, and the photo's height and width."""
-
-    features: list[Tensor]
-    size: tuple[int, int]
-
-
-class TransformersEager:
+class TransformersEager(OpenPeer[Tensor]):
     """Segment with transformers' model (its default attention is SDPA) in fp32 on the CPU.
 
     Sam2ImageProcessor needs torchvision. So that the peer does not depend on it, what that class
@@ -33,18 +27,16 @@ class TransformersEager:
     torch's own kernel, a rescale and normalization fused into one, and at the end bilinear
     interpolation to the photo's size and a threshold. A click is scaled without Sam2Processor's
     checks and padding. All of that favours the peer.
-
-    Attributes:
-        side: of the model's square input, in pixels.
     """
 
     name = "transformers"
     backend = "eager"
-    precision = "fp32"
 
     def __init__(self, model: Sam2Model, side: int) -> None:
         self.model = model.eval().requires_grad_(False)
         self.side = side
+        self._embed: Callable[[Tensor], list[Tensor]] = model.get_image_embeddings
+        self._forward: Callable[..., Any] = model
         self._mean = torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1) * 255
         self._std = torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1) * 255
 
@@ -69,13 +61,13 @@ class TransformersEager:
     @torch.inference_mode()
     def embed(self, pixels: Tensor) -> list[Tensor]:
         """Return feature maps of strides 4, 8 and 16."""
-        return self.model.get_image_embeddings(pixels)
+        return self._embed(pixels)
 
     @torch.inference_mode()
     def decode(self, features: list[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (3, h, w) and scores (3,) of clicks (P, 2) in pixels of the input."""
         labels = torch.ones(1, 1, len(points), dtype=torch.int64)
-        out = self.model(
+        out = self._forward(
             image_embeddings=list(features), input_points=points[None, None], input_labels=labels
         )
         return out.pred_masks[0, 0], out.iou_scores[0, 0]
@@ -85,18 +77,3 @@ class TransformersEager:
         """Return masks (N, H, W) bool at the photo's size of logits (N, h, w)."""
         large = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
         return (large[0] > 0).numpy()
-
-    def scaled(self, size: tuple[int, int], x: float, y: float) -> Tensor:
-        """Return a click (1, 2) on a photo of a height and width, in pixels of the input."""
-        return torch.tensor([[x * self.side / size[1], y * self.side / size[0]]])
-
-    def encode(self, photo: np.ndarray) -> Encoded:
-        """Return the embedding of a photo (H, W, 3) uint8."""
-        height, width = photo.shape[:2]
-        return Encoded(self.embed(self.preprocess(photo)), (height, width))
-
-    def click(self, embedding: Encoded, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return masks (3, H, W) bool and scores (3,) of a click, in pixels of the photo."""
-        points = self.scaled(embedding.size, x, y)
-        logits, scores = self.decode(embedding.features, points)
-        return self.postprocess(logits, embedding.size), scores.numpy()
