@@ -6,16 +6,21 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from vkrt.errors import BackendError
+from vkrt.export.attention import TRANSLATIONS
 from vkrt.export.half import store_half
 from vkrt.export.inputs import random_inputs, traced_sizes
+from vkrt.export.simplify import simplify
 from vkrt.stage import Stage
 
 __all__ = ["OPSET", "stage_to_onnx"]
@@ -38,13 +43,25 @@ def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
     Raises:
         BackendError: torch can't export it; a bug of the model or of the exporter.
     """
-    model = translate(stage)
+    model = translate(replace(stage, module=folded(stage.module)))
+    simplify(model)
     restore_symbols(model, stage)
     strip_notes(model)
     if precision == "fp16":
         store_half(model)
     beside = f"{path.name}.data" if weight_bytes(model) > MOST_INLINE_BYTES else None
     ir.save(model, path, external_data=beside)
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """Return a module that computes the same, its constants folded into copies of its weights."""
+    if not any(hasattr(part, "fold_constants") for part in module.modules()):
+        return module
+    twin = deepcopy(module)
+    for part in twin.modules():
+        if hasattr(part, "fold_constants"):
+            part.fold_constants()
+    return twin
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -73,6 +90,7 @@ def translate(stage: Stage) -> ir.Model:
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
+                custom_translation_table=TRANSLATIONS,
                 opset_version=OPSET,
                 input_names=[port.name for port in stage.inputs],
                 output_names=[port.name for port in stage.outputs],

@@ -26,6 +26,7 @@ class MultiScaleAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.scale = (dim_out // num_heads) ** -0.5
         self.is_global = is_global
         self.pool_queries = pool_queries
         self.qkv = nn.Linear(dim, dim_out * 3)
@@ -64,8 +65,24 @@ class MultiScaleAttention(nn.Module):
             v = torch.cat((v, value.expand(v.shape[0], -1, -1, -1)), dim=1)
             bias = F.pad(q.new_zeros(1, k.shape[1] - 1), (0, 1), value=math.log(missing))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return x.transpose(1, 2).flatten(2).unflatten(0, (batch, -1)).flatten(1, 2)
+
+    @torch.no_grad()
+    def fold_constants(self) -> None:
+        """Bring into the weights, in place, what need not be computed for every picture.
+
+        The scale goes to the queries. The bias of the keys adds the same to every logit of a
+        query, which the softmax drops; that of the values, as its rows sum to 1, goes through to
+        the output. A token beyond the edge is then a key and a value of zeros.
+        """
+        query_bias, key_bias, value_bias = self.qkv.bias.chunk(3)
+        self.qkv.weight[: len(query_bias)] *= self.scale
+        query_bias *= self.scale
+        key_bias.zero_()
+        self.proj.bias += self.proj.weight @ value_bias
+        value_bias.zero_()
+        self.scale = 1.0
 
 
 class MultiScaleBlock(nn.Module):
@@ -111,12 +128,15 @@ class PatchEmbed(nn.Module):
 class Hiera(nn.Module):
     """Encode pixels into four feature maps of strides 4, 8, 16 and 32."""
 
+    folded_position: Tensor | None
+
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
         dims, bkg, window = config.dims, config.pos_embed_bkg, config.window_spec[0]
         self.patch_embed = PatchEmbed(config.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.embed_dim, bkg, bkg))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, config.embed_dim, window, window))
+        self.register_buffer("folded_position", None, persistent=False)
         self.blocks = nn.ModuleList()
         self.stage_ends = []
         for stage, depth in enumerate(config.stages):
@@ -136,8 +156,16 @@ class Hiera(nn.Module):
                 )
             self.stage_ends.append(len(self.blocks) - 1)
 
+    def fold_position(self, image_size: int) -> None:
+        """Compute the position embedding of pictures of one size for good."""
+        grid = image_size // PATCH_STRIDE
+        with torch.no_grad():
+            self.folded_position = self.position_embedding(grid, grid).contiguous()
+
     def position_embedding(self, height: int, width: int) -> Tensor:
         """Return the absolute position embedding (1, height, width, C) of a token grid."""
+        if self.folded_position is not None:
+            return self.folded_position
         background = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
         window = self.pos_embed_window
         repeats = (1, 1, height // window.shape[2], width // window.shape[3])

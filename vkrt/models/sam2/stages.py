@@ -33,6 +33,10 @@ class EncodeImage(ImageStage):
         keys, values = self.model.project_pixels(image, self.position)
         return image, high_res_s0, high_res_s1, keys, values
 
+    def fold_constants(self) -> None:
+        """Compute for good what pictures of one size share."""
+        self.model.image_encoder.trunk.fold_position(self.model.config.image_size)
+
 
 class DecodeMasks(ImageStage):
     """Decode points and boxes on one encoded picture into all four masks; the caller chooses."""

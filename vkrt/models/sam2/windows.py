@@ -43,6 +43,12 @@ class WindowGroup:
         """Return the number of tokens in all windows."""
         return self.count * self.height * self.width
 
+    @property
+    def halvings(self) -> int:
+        """Return how often both sides of a window can be halved."""
+        sides = self.height, self.width
+        return min((side & -side).bit_length() - 1 for side in sides)
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -50,6 +56,10 @@ class Windows:
 
     Whole windows come first, then those that the right edge cuts, the lower edge, and both.
     Tokens beyond the edge are not in the order at all: they would all be the same.
+
+    Within a window come first all tokens at even rows and columns, then those at even rows and
+    odd columns, and so on, each quarter again in this order: a 2x2 pooling compares quarters as
+    they lie in memory, and leaves such an order behind.
     """
 
     height: int
@@ -73,17 +83,21 @@ class Windows:
         """Bring tokens (B, height, width, C) into this order: (B, height * width, C)."""
         parts = []
         for group in self.groups():
-            part = tokens[:, group.rows, group.columns]
-            part = part.unflatten(1, (-1, group.height)).unflatten(3, (-1, group.width))
-            parts.append(part.transpose(2, 3).flatten(1, 4))
+            rows, columns = split_sides(group)
+            part = tokens[:, group.rows, group.columns].unflatten(2, columns).unflatten(1, rows)
+            parts.append(part.permute(window_order(group)).flatten(1, -2))
         return join(parts, dim=1)
 
     def to_grid(self, tokens: Tensor) -> Tensor:
         """Bring tokens (B, height * width, C) from this order to (B, height, width, C)."""
         parts = []
         for group, part in zip(self.groups(), self.split(tokens), strict=True):
-            part = part.unflatten(1, (*group.grid, group.height, group.width))
-            parts.append(part.transpose(2, 3).flatten(3, 4).flatten(1, 2))
+            rows, columns = split_sides(group)
+            order, sizes = window_order(group), (*rows, *columns)
+            part = part.unflatten(1, [sizes[axis - 1] for axis in order[1:-1]])
+            raster = [order.index(axis) for axis in range(len(order))]
+            part = part.permute(raster).flatten(1, len(rows)).flatten(2, -2)
+            parts.append(part)
         across = len(spans(self.width, self.side))
         bands = [join(parts[i : i + across], dim=2) for i in range(0, len(parts), across)]
         return join(bands, dim=1)
@@ -95,11 +109,32 @@ class Windows:
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Take the maximum over 2x2 tokens: (B, height * width, C) to a quarter of the tokens."""
-        parts = []
-        for group, part in zip(self.groups(), self.split(tokens), strict=True):
-            blocks = part.unflatten(1, (group.count, group.height // 2, 2, group.width // 2, 2))
-            parts.append(blocks.amax(dim=(3, 5)).flatten(1, 3))
+        parts = [
+            part.unflatten(1, (group.count, 4, -1)).amax(dim=2).flatten(1, 2)
+            for group, part in zip(self.groups(), self.split(tokens), strict=True)
+        ]
         return join(parts, dim=1)
+
+
+def split_sides(group: WindowGroup) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return how rows and columns split: windows, what is left of a side, and its halvings."""
+    twos = (2,) * group.halvings
+    rows, columns = group.grid
+    return (
+        (rows, group.height >> group.halvings, *twos),
+        (columns, group.width >> group.halvings, *twos),
+    )
+
+
+def window_order(group: WindowGroup) -> list[int]:
+    """Return the axes of (B, *split rows, *split columns, C) as they follow in window order."""
+    across = 3 + group.halvings
+    last = across + 2 + group.halvings
+    # The lowest bit of a row or column is the last axis of it.
+    quarters = [
+        axis for bit in range(group.halvings) for axis in (across - 1 - bit, last - 1 - bit)
+    ]
+    return [0, 1, across, *quarters, 2, across + 1, last]
 
 
 def spans(length: int, side: int) -> list[tuple[slice, int]]:
