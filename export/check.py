@@ -24,7 +24,9 @@ FACTOR = 8.0
 # A share of the largest value below which a difference says nothing: with FACTOR some dozen
 # roundings of float32, or one of a weight to fp16 (constants that the export computed from
 # weights are rounded too, so weights that are whole in fp16 still do not give the same).
-LEAST_RELATIVE = {"fp32": 2.0**-20, "fp16": 2.0**-13}
+# With int8 only what is broken is to be found: masks tell what its rounding does (export/gate.py),
+# and noise, which these inputs are, has ranges that no picture has.
+LEAST_RELATIVE = {"fp32": 2.0**-20, "fp16": 2.0**-13, "int8": 2.0**-4}
 SEED = 20
 
 
@@ -58,7 +60,7 @@ def check_stage(stage: Stage, path: Path, precision: str = "fp32") -> list[Figur
 
     Eager PyTorch in fp32 is compared with ONNX Runtime on the CPU. Allowed is 8 times the
     difference that eager PyTorch itself has at the smallest sizes: to fp64 for an fp32 file, to
-    weights rounded to fp16 for an fp16 file; and at least 2**-17 or 2**-10.
+    weights rounded to fp16 for an fp16 file; and at least 2**-17, 2**-10 or, for int8, a half.
 
     Raises:
         BackendError: ONNX Runtime can't run the file at some of the sizes.

@@ -12,7 +12,7 @@ from vkrt.weights.fingerprint import fingerprint
 
 __all__ = ["PRECISIONS", "PREPROCESSING", "export_weights"]
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 # How a photo becomes the input of the first stage, as a manifest states it.
 PREPROCESSING = {
     "mean": list(MEAN),
@@ -29,12 +29,20 @@ def export_weights(
     image_size: int | None,
     started: Callable[[str], None] = lambda name: None,
     force: bool = True,
+    calibration: Path | None = None,
+    allow_loss: bool = False,
 ) -> None:
-    """Write a checkpoint as a bundle; `started` gets the model's name once the weights are in."""
+    """Write a checkpoint as a bundle; `started` gets the model's name once the weights are in.
+
+    The other arguments are those of vkrt.loading.export_model.
+    """
+    from vkrt.export.calibration import find_photos
+    from vkrt.export.int8 import Int8
     from vkrt.export.write import write_bundle
     from vkrt.models.sam2.stages import image_stages
     from vkrt.weights.sam2 import load_sam2
 
+    int8 = Int8(() if calibration is None else find_photos(calibration), allow_loss)
     known, module = load_sam2(source, name, image_size)
     started(known.name)
     header = Header(
@@ -45,4 +53,4 @@ def export_weights(
         fingerprint=fingerprint(module),
         preprocessing=PREPROCESSING,
     )
-    write_bundle(header, image_stages(module).values(), out, force)
+    write_bundle(header, image_stages(module).values(), out, force, int8)

@@ -31,13 +31,16 @@ def split_product(graph: ir.Graph, split: ir.Node) -> None:
     weight, bias = constant(product.inputs[1]), constant(addition.inputs[1])
     if weight is None or weight.ndim != 2 or bias is None or bias.ndim != 1:
         return
+    assert addition.inputs[1] is not None, "it has a content"
     count = len(split.outputs)
     parts = zip(np.split(weight, count, axis=1), np.split(bias, count), strict=True)
     for index, (columns, offset) in enumerate(parts):
-        name = f"{product.inputs[1].name}_{index}"
-        bias_name = f"{addition.inputs[1].name}_{index}"
-        narrow = ir.node("MatMul", [product.inputs[0], new_constant(graph, name, columns)])
-        shifted = ir.node("Add", [narrow.outputs[0], new_constant(graph, bias_name, offset)])
+        # The bias has the name that it has in the model; the weight was transposed.
+        layer = str(addition.inputs[1].name).removesuffix(".bias")
+        right = new_constant(graph, f"{layer}.weight_{index}", columns)
+        narrow = ir.node("MatMul", [product.inputs[0], right])
+        added = new_constant(graph, f"{layer}.bias_{index}", offset)
+        shifted = ir.node("Add", [narrow.outputs[0], added])
         graph.insert_before(split, [narrow, shifted])
         ir.convenience.replace_all_uses_with(split.outputs[index], shifted.outputs[0])
     graph.remove([split, addition, product], safe=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,15 @@ __all__ = ["OPSET", "stage_to_onnx"]
 OPSET = 20
 # A protobuf holds 2 GiB; beside the weights lies the graph.
 MOST_INLINE_BYTES = 2**31 - 2**26
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """Have something that can be computed for good once the weights no longer change."""
+
+    def fold_constants(self) -> None:
+        """Fold it into the weights, in place."""
+        ...
 
 
 def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
@@ -55,11 +64,11 @@ def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
 
 def folded(module: nn.Module) -> nn.Module:
     """Return a module that computes the same, its constants folded into copies of its weights."""
-    if not any(hasattr(part, "fold_constants") for part in module.modules()):
+    if not any(isinstance(part, Foldable) for part in module.modules()):
         return module
     twin = deepcopy(module)
     for part in twin.modules():
-        if hasattr(part, "fold_constants"):
+        if isinstance(part, Foldable):
             part.fold_constants()
     return twin
 

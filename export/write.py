@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from vkrt.bundle import building
 from vkrt.export.check import Figure, check_stage, refuse_failures
+from vkrt.export.int8 import ENCODER, Int8, quantize_encoder
 from vkrt.export.to_onnx import stage_to_onnx
 from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage
@@ -16,28 +17,43 @@ __all__ = ["write_bundle"]
 
 
 def write_bundle(
-    header: Header, stages: Iterable[Stage], out: str | os.PathLike[str], force: bool = False
+    header: Header,
+    stages: Iterable[Stage],
+    out: str | os.PathLike[str],
+    force: bool = False,
+    int8: Int8 | None = None,
 ) -> None:
     """Export stages into a bundle.
 
     Args:
-        header: what the manifest is to say; the parity figures are added.
+        header: what the manifest is to say; the figures of this export are added.
         stages: their modules are torch modules in float32 on the CPU.
         out: the folder to make.
         force: replace a bundle that is there.
+        int8: how to quantize the image encoder, where that is the header's precision.
 
     Raises:
         OutputError: the folder can't be made, or exists.
-        BackendError: torch can't export a stage, or an output is off; nothing is written.
+        BackendError: torch can't export a stage, an output is off, or int8 gains nothing or loses
+            masks; nothing is written.
     """
+    modules = {stage.name: stage for stage in stages}
+    quantized = header.precision == "int8"
+    precision = "fp32" if quantized else header.precision
     with building(out, force) as folder:
-        figures: list[Figure] = []
-        written = []
-        for stage in stages:
-            path = folder / f"{stage.name}.onnx"
-            stage_to_onnx(stage, path, header.precision)
-            figures += check_stage(stage, path, header.precision)
-            written.append(replace(stage, module=path))
-        refuse_failures(figures)
-        measured = replace(header, parity=[asdict(figure) for figure in figures])
-        write_manifest(folder, measured, written)
+        figures: dict[str, list[Figure]] = {}
+        written: dict[str, Stage] = {}
+        for name, stage in modules.items():
+            path = folder / f"{name}.onnx"
+            stage_to_onnx(stage, path, precision)
+            figures[name] = check_stage(stage, path, precision)
+            written[name] = replace(stage, module=path)
+        refuse_failures([figure for found in figures.values() for figure in found])
+        if quantized:
+            record = quantize_encoder(written, header, int8 or Int8())
+            header = replace(header, quantization=record)
+            path = written[ENCODER].module
+            figures[ENCODER] = check_stage(modules[ENCODER], path, "int8")
+            refuse_failures(figures[ENCODER])
+        parity = [asdict(figure) for found in figures.values() for figure in found]
+        write_manifest(folder, replace(header, parity=parity), written.values())

@@ -35,8 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bundle": {"errors", "stage", "catalog", "manifest", "onnx_file"},
     "backends": {"errors", "options", "stage", "bundle"},
     "weights": {*PLAIN, "models", "media"},
-    # A checkpoint becomes a bundle and is held against ONNX Runtime; "" has the version.
-    "export": {*BELOW_LOADING, "bundle", "manifest", ""} - {"engines", "memory"},
+    # A scene is made of its seed, and of nothing else here.
+    "demo.shapes": set(),
+    "demo.textures": set(),
+    "demo.scenes": {"demo.shapes", "demo.textures"},
+    # A checkpoint becomes a bundle and is held against ONNX Runtime, an int8 one to the masks that
+    # the engine gives on scenes too; "" has the version.
+    "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", ""} - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
     "loading": BELOW_LOADING | {"bundle", "export"},
@@ -49,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 USES_DEMO = {"bench", "cli"}
 for _part in USES_DEMO:
     MAY_IMPORT[_part].add("demo")
+MAY_IMPORT["demo"].add("demo.scenes")
 
 TORCH_FREE = (
     "",

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_every_part_of_a_port_is_kept(tmp_path: Path) -> None:
         stage = product_stage(part)
         write_manifest(part, HEADER, [type(stage)("s", stage.module, ports, stage.outputs)])
     assert read_bundle(tmp_path / "b").stages["s"].inputs == ports
+
+
+def test_what_int8_chose_comes_back(tmp_path: Path) -> None:
+    chosen = {"weight_bits": 7, "masks": {"iou": 0.99}, "products": [{"name": "a", "rows": 3}]}
+    with building(tmp_path / "b") as part:
+        write_manifest(part, replace(HEADER, quantization=chosen), [product_stage(part)])
+    assert read_bundle(tmp_path / "b").header.quantization == chosen
+
+
+def test_a_bundle_from_before_int8_is_read(folder: Path) -> None:
+    edit(folder, lambda content: content.pop("quantization"))
+    assert read_bundle(folder).header == HEADER
 
 
 def test_what_is_no_bundle(folder: Path, tmp_path: Path) -> None:
@@ -194,6 +207,8 @@ CHANGES = {
     "no model": (lambda c: c.pop("model"), "no 'model'"),
     "a size of text": (set_at("64", "image_size"), "not one that"),
     "preprocessing of text": (set_at("x", "preprocessing"), "not one that"),
+    "quantization of a list": (set_at([], "quantization"), "not one that"),
+    "quantization of null": (set_at(None, "quantization"), "not one that"),
 }
 
 

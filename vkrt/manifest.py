@@ -23,7 +23,8 @@ __all__ = [
     "write_manifest",
 ]
 
-# Raised with every change of the manifest, and of the stages or ports that engines ask for.
+# Raised with every change of the manifest, and of the stages or ports that engines ask for; not
+# for a field that older versions may ignore and newer ones do without.
 SCHEMA = 1
 MANIFEST = "manifest.json"
 # A stage takes some kilobytes of it.
@@ -42,10 +43,13 @@ class Header:
         vkrt: the version that wrote it.
         model: catalog name of the model.
         image_size: side of its square input, in pixels.
-        precision: what its weights are stored in, "fp32" or "fp16"; arithmetic is in fp32.
+        precision: "fp32"; "fp16" for weights stored so and arithmetic in fp32; "int8" where the
+            image encoder computes its products so.
         fingerprint: digest of the weights that it was made from, as embeddings carry it.
         preprocessing: mean and std of each channel, of values in [0, 1], and the kind of resize.
         parity: the figures that the export measured, one record per stage and output.
+        quantization: what an int8 export chose for each product and what masks lose by it; empty
+            for another precision.
     """
 
     vkrt: str
@@ -55,6 +59,7 @@ class Header:
     fingerprint: str
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     parity: Sequence[Mapping[str, Any]] = ()
+    quantization: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_header(content: dict[str, Any]) -> Header:
     """Return what the manifest says of the whole bundle."""
-    kinds = {"image_size": int, "preprocessing": dict, "parity": list}
+    kinds = {"image_size": int, "preprocessing": dict, "parity": list, "quantization": dict}
     names = [known.name for known in fields(Header)]
-    return Header(**{name: expect(content[name], kinds.get(name, str)) for name in names})
+    # Bundles that were written before there was int8 lack the last one.
+    stated = {"quantization": {}, **content}
+    return Header(**{name: expect(stated[name], kinds.get(name, str)) for name in names})
 
 
 def parse_file(entry: Any) -> tuple[int, str]:

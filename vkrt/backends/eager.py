@@ -36,7 +36,15 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision; "auto" is bf16 on a GPU that has it, else fp32."""
+    """Return the dtype of a precision; "auto" is bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        BackendError: eager PyTorch does not have it.
+    """
+    if wanted != "auto" and wanted not in DTYPES:
+        raise BackendError(
+            f'eager PyTorch has no {wanted}; take {", ".join(DTYPES)}, or backend="onnx"'
+        )
     if wanted != "auto":
         return DTYPES[wanted]
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -48,7 +56,7 @@ class EagerBackend:
     """Run stages with eager PyTorch on a CPU or a GPU.
 
     Raises:
-        BackendError: the device of the options is not there.
+        BackendError: the device or the precision of the options is not there.
     """
 
     name = "eager"

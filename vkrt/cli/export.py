@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,38 @@ ModelName = Annotated[
 Checkpoint = Annotated[Path | None, typer.Option(help="Its weights, if not packaged or pulled.")]
 Out = Annotated[Path, typer.Option(help="The folder to make; vkrt.load takes it.")]
 Precision = Annotated[
-    str, typer.Option(help="fp32, or fp16: half the size, arithmetic still in fp32.")
+    str,
+    typer.Option(
+        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder in 8-bit "
+        "integers where that is faster on this CPU and keeps the masks."
+    ),
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Side of the model's input in pixels, a multiple of 32.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="int8: photos such as it will see, besides procedural scenes."
+    ),
+]
+AllowLoss = Annotated[
+    bool,
+    typer.Option(
+        "--allow-loss",
+        help="int8: write it even if its masks agree with those of fp32 by less than IoU 0.98, "
+        "and keep every product that is faster in int8.",
+    ),
+]
+
+
+# Why a product is computed as it is, by what the manifest calls it.
+REASONS = {
+    "faster": "it is faster than fp32 here",
+    "not faster": "int8 is not faster here",
+    "quality": "int8 with a fixed range costs too much of the masks",
+}
 
 
 def export(
@@ -36,18 +63,28 @@ def export(
     precision: Precision = "fp32",
     image_size: ImageSize = None,
     force: Force = False,
+    calibration: Calibration = None,
+    allow_loss: AllowLoss = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a bundle: a folder that runs on ONNX Runtime, without torch.
 
     Every stage is held against PyTorch on random inputs; a bundle that is off is not written.
+    In int8 its masks are held against those of fp32 as well, on held-out scenes.
     """
     from vkrt.loading import export_model
 
     start = time.perf_counter()
     with progress(f"exporting {model}"):
         bundle = export_model(
-            model, out, checkpoint, precision=precision, image_size=image_size, force=force
+            model,
+            out,
+            checkpoint,
+            precision=precision,
+            image_size=image_size,
+            force=force,
+            calibration=calibration,
+            allow_loss=allow_loss,
         )
     report = describe(bundle, time.perf_counter() - start)
     if as_json:
@@ -67,6 +104,7 @@ def describe(bundle: Bundle, seconds: float) -> dict[str, Any]:
         "bytes": sum(bundle.bytes.values()),
         "files": dict(bundle.bytes),
         "parity": list(header.parity),
+        "quantization": dict(header.quantization),
         "seconds": round(seconds, 1),
     }
 
@@ -85,5 +123,30 @@ def show(report: dict[str, Any]) -> None:
         ],
         fold=0,
     )
+    if report["quantization"]:
+        show_quantization(report["quantization"])
     size = f"{report['model']} at {report['image_size']}, {report['precision']}"
     print(f"{report['folder']}: {size}, {report['bytes'] / 1e6:.1f} MB, {report['seconds']} s")
+
+
+def show_quantization(chosen: dict[str, Any]) -> None:
+    """Print what int8 chose and what masks lose by it."""
+    counts = Counter((product["form"], product["reason"]) for product in chosen["products"])
+    print_table(
+        ["products", "computed in", "because"],
+        [
+            [str(count), "fp32" if form == "fp32" else f"int8, {form} range", REASONS[reason]]
+            for (form, reason), count in sorted(counts.items(), reverse=True)
+        ],
+        fold=2,
+    )
+    masks, seen = chosen["masks"], chosen["calibration"]
+    print(
+        f"masks against fp32: mean IoU {masks['iou']:.4f} (clicks {masks['click']:.4f}, boxes "
+        f"{masks['box']:.4f}; {masks['masks']} masks on {masks['scenes']} held-out scenes), "
+        f"wanted {masks['wanted']}{', loss allowed' if masks['loss_allowed'] else ''}"
+    )
+    print(
+        f"weights of {chosen['weight_bits']} bits, ranges from {seen['scenes']} scenes and "
+        f"{seen['photos']} photos"
+    )

@@ -77,10 +77,10 @@ class MultiScaleAttention(nn.Module):
         the output. A token beyond the edge is then a key and a value of zeros.
         """
         query_bias, key_bias, value_bias = self.qkv.bias.chunk(3)
-        self.qkv.weight[: len(query_bias)] *= self.scale
-        query_bias *= self.scale
+        self.qkv.weight[: len(query_bias)].mul_(self.scale)
+        query_bias.mul_(self.scale)
         key_bias.zero_()
-        self.proj.bias += self.proj.weight @ value_bias
+        self.proj.bias.add_(self.proj.weight @ value_bias)
         value_bias.zero_()
         self.scale = 1.0
 

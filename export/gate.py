@@ -1,0 +1,134 @@
+"""The quality gate of an int8 export: its masks against those of fp32, on held-out scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from vkrt.demo.scenes import Scene, make_scene
+from vkrt.engines.sam2_image import Segmenter
+
+__all__ = ["LEAST_IOU", "SCENES", "Gate", "Verdict", "mask_iou"]
+
+LEAST_IOU = 0.98
+SCENES = 24
+# Neither the training of the demo model nor calibration nor the benchmarks use these.
+FIRST_SEED = 800_000
+SCENE_SIDE = 256
+MOST_OBJECTS = 3
+MIN_SHARE = 0.005  # of the picture that an object must cover visibly
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold what is asked of one object: a click in its middle, and its box x0, y0, x1, y1."""
+
+    click: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Hold how far masks agree with those of fp32.
+
+    Attributes:
+        iou: mean over all masks.
+        click, box: mean over those of each kind of prompt.
+        masks, scenes: how many there were.
+        wanted: what `iou` must reach.
+    """
+
+    iou: float
+    click: float
+    box: float
+    masks: int
+    scenes: int
+    wanted: float = LEAST_IOU
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the masks agree well enough."""
+        return self.iou >= self.wanted
+
+    def __str__(self) -> str:
+        return (
+            f"mean mask IoU to fp32 {self.iou:.3f} (clicks {self.click:.3f}, boxes {self.box:.3f}, "
+            f"{self.scenes} held-out scenes)"
+        )
+
+
+class Gate:
+    """Keep the masks of a model in fp32, and hold others against them.
+
+    Args:
+        reference: the model in fp32.
+        scenes: how many pictures to ask about.
+    """
+
+    def __init__(self, reference: Segmenter, scenes: int = SCENES) -> None:
+        self._pictures = [
+            (scene.image, list(questions(scene)))
+            for scene in (make_scene(FIRST_SEED + i, SCENE_SIDE) for i in range(scenes))
+        ]
+        self._wanted = self._answers(reference)
+
+    def judge(self, sam: Segmenter) -> Verdict:
+        """Return how far the masks that a user would get of `sam` are those of the reference."""
+        ious = np.array(
+            [
+                [mask_iou(*pair) for pair in zip(found, wanted, strict=True)]
+                for found, wanted in zip(self._answers(sam), self._wanted, strict=True)
+            ]
+        )
+        click, box = map(float, ious.mean(axis=0))
+        return Verdict(float(ious.mean()), click, box, ious.size, len(self._pictures))
+
+    def _answers(self, sam: Segmenter) -> list[list[np.ndarray]]:
+        """Return for each object the mask of its click and that of its box, (H, W) bool."""
+        answers = []
+        for image, asked in self._pictures:
+            embedding = sam.encode(image)
+            for question in asked:
+                clicked = embedding.predict(points=[question.click], multimask=True)
+                boxed = embedding.predict(box=question.box, multimask=False)
+                answers.append([clicked.masks[clicked.best], boxed.masks[boxed.best]])
+        return answers
+
+
+def questions(scene: Scene) -> Iterator[Question]:
+    """Give what to ask of the largest objects of a scene."""
+    areas = scene.areas()
+    for index in np.argsort(-areas, kind="stable")[:MOST_OBJECTS]:
+        # The largest in any case, so that every scene counts.
+        if areas[index] >= MIN_SHARE * scene.labels.size or index == areas.argmax():
+            mask = scene.labels == index + 1
+            yield Question(middle(mask), box_of(mask))
+
+
+def middle(mask: np.ndarray) -> tuple[int, int]:
+    """Return x, y of a pixel that stays longest as a mask (H, W) bool is worn from its edges."""
+    left = mask
+    picture = Image.fromarray(np.pad(mask, 1).astype(np.uint8))
+    while True:
+        picture = picture.filter(ImageFilter.MinFilter(3))
+        worn = np.asarray(picture)[1:-1, 1:-1].astype(bool)
+        if not worn.any():
+            break
+        left = worn
+    y, x = np.argwhere(left)[np.count_nonzero(left) // 2]
+    return int(x), int(y)
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the tight box of a mask that is not empty, the far edges outside."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the intersection of two masks over their union; 1 if both are empty."""
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0

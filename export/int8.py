@@ -1,0 +1,157 @@
+"""The image encoder of a bundle in int8: where that is faster, and as far as its masks allow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from vkrt import catalog
+from vkrt.backends.onnx import OnnxBackend
+from vkrt.engines.sam2_image import Segmenter
+from vkrt.errors import BackendError
+from vkrt.export.calibration import SCENES, photo_inputs, scene_inputs
+from vkrt.export.choice import Choice, choose, give_back
+from vkrt.export.cpu import needs_reduced_range
+from vkrt.export.gate import Gate, Verdict
+from vkrt.export.products import Shape
+from vkrt.export.quantize import FP32
+from vkrt.export.speed import Seconds, time_forms
+from vkrt.export.trials import Trials
+from vkrt.manifest import Header
+from vkrt.options import Options
+from vkrt.stage import Stage
+
+__all__ = ["ENCODER", "Int8", "quantize_encoder"]
+
+# The one stage that is quantized: the others take milliseconds, and masks come straight from them.
+ENCODER = "image_encoder"
+# How often the masks are asked for before an export is given up.
+ROUNDS = 5
+# How much of the squared damage a round keeps at most, so that rounds come to an end.
+MOST_KEPT = 0.8
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Say how to quantize.
+
+    Attributes:
+        photos: to calibrate on, besides procedural scenes.
+        allow_loss: take what speed alone chooses, whatever it does to masks.
+        measure: gives the seconds of a product's forms, as time_forms does; None is that.
+    """
+
+    photos: Sequence[Path] = ()
+    allow_loss: bool = False
+    measure: Callable[[Shape, bool], Seconds] | None = None
+
+
+def quantize_encoder(stages: Mapping[str, Stage], header: Header, how: Int8) -> dict[str, Any]:
+    """Replace the file of the image encoder and return the record of it for the manifest.
+
+    Args:
+        stages: by name, whose modules are paths of fp32 files.
+        header: what the bundle is to be.
+        how: where to calibrate, and whether masks may be lost.
+
+    Raises:
+        BackendError: no product is faster in int8 here, or what is faster loses masks.
+    """
+    if ENCODER not in stages:
+        raise BackendError(f"{header.model} has no {ENCODER}, the one stage that int8 is for")
+    encoder, reduced = stages[ENCODER], needs_reduced_range()
+    side = header.image_size
+    with tempfile.TemporaryDirectory(dir=encoder.module.parent) as folder:
+        pictures = chain(scene_inputs(SCENES, side), photo_inputs(how.photos, side))
+        trials = Trials(encoder, Path(folder), pictures, side, reduced)
+        measure = how.measure or time_forms
+        choices = choose(trials.shapes, lambda shape: measure(shape, reduced))
+        if all(choice.form == FP32 for choice in choices.values()):
+            raise BackendError(
+                f"int8 is not faster than fp32 for any of the {len(choices)} products of "
+                f"{header.model} on this CPU: export it with --precision fp32 or fp16"
+            )
+        choices, verdict, path = settle(trials, choices, stages, header, how.allow_loss)
+        replace_file(encoder.module, path)
+    return {
+        "weight_bits": 7 if reduced else 8,
+        "calibration": {"scenes": len(SCENES), "photos": len(how.photos)},
+        "masks": {**asdict(verdict), "loss_allowed": how.allow_loss},
+        "products": [record(name, choice) for name, choice in choices.items()],
+    }
+
+
+def settle(
+    trials: Trials,
+    choices: dict[str, Choice],
+    stages: Mapping[str, Stage],
+    header: Header,
+    allow_loss: bool,
+) -> tuple[dict[str, Choice], Verdict, Path]:
+    """Return choices that keep the masks, what they do to masks, and the encoder's file.
+
+    Raises:
+        BackendError: no choices do.
+    """
+    with open_model(stages, header) as reference:
+        gate = Gate(reference)
+    for attempt in range(1, ROUNDS + 1):
+        stage = trials.write({name: choice.form for name, choice in choices.items()})
+        with open_model({**stages, ENCODER: stage}, header) as sam:
+            verdict = gate.judge(sam)
+        if verdict.passed or allow_loss:
+            return choices, verdict, stage.module
+        if attempt < ROUNDS:
+            choices = give_back(choices, trials.damage, share_to_keep(verdict))
+        if all(choice.form == FP32 for choice in choices.values()):
+            break
+    raise BackendError(
+        f"int8 loses too much of {header.model}: {verdict}, {verdict.wanted} is wanted: the bundle "
+        "was not written; take fp32 or fp16, or vkrt export with --calibration FOLDER (of photos "
+        "such as it will see) or --allow-loss"
+    )
+
+
+def share_to_keep(verdict: Verdict) -> float:
+    """Return which share of the squared damage may stay for the masks to pass.
+
+    Loss grows with damage at least, with its square at most; taken for the latter, a round rather
+    gives too little back than too much, and the next one sees to the rest.
+    """
+    return min((1 - verdict.wanted) / (1 - verdict.iou), MOST_KEPT)
+
+
+def open_model(stages: Mapping[str, Stage], header: Header) -> Segmenter:
+    """Return a model that runs files of a bundle that is not finished."""
+    return Segmenter(
+        name=header.model,
+        config=catalog.find(header.model, header.image_size).config,
+        stages=stages,
+        backend=OnnxBackend(Options(device="cpu")),
+        fingerprint=header.fingerprint,
+        embedding_cache_bytes=0,
+    )
+
+
+def replace_file(old: Path, new: Path) -> None:
+    """Put an .onnx file in the place of another of its name, each with the weights beside it."""
+    for path in old.parent.glob(f"{old.name}*"):
+        path.unlink()
+    for path in new.parent.glob(f"{new.name}*"):
+        path.rename(old.with_name(path.name))
+
+
+def record(name: str, choice: Choice) -> dict[str, Any]:
+    """Return what a manifest says of a product."""
+    milliseconds = {form: round(1e3 * s, 3) for form, s in choice.seconds.items()}
+    return {
+        "name": name,
+        **asdict(choice.shape),
+        "form": choice.form,
+        "reason": choice.reason,
+        "ms": milliseconds,
+    }

@@ -1,0 +1,260 @@
+"""An int8 bundle: exported as far as masks allow, refused where they do not, and loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import vkrt
+from vkrt.bundle import read_bundle
+from vkrt.cli import main
+from vkrt.errors import BackendError
+from vkrt.export import int8, to_onnx, write
+from vkrt.export.files import load_model, save_model
+from vkrt.export.gate import Gate, Verdict
+from vkrt.export.int8 import ENCODER, Int8
+from vkrt.export.products import Shape, find_products
+from vkrt.export.quantize import DYNAMIC, FP32, STATIC, Form
+from vkrt.loading import export_model
+from vkrt.manifest import Header, write_manifest
+from vkrt.stage import Stage
+
+INT8_FASTER = {FP32: 3.0, STATIC: 1.0, DYNAMIC: 2.0}
+INT8_SLOWER = {FP32: 1.0, STATIC: 1.0, DYNAMIC: 1.0}
+
+
+def faster(shape: Shape, reduced: bool) -> Mapping[Form, float]:
+    return INT8_FASTER
+
+
+def faster_late(shape: Shape, reduced: bool) -> Mapping[Form, float]:
+    """Let int8 be faster for few products only, of which each takes a session to judge."""
+    return INT8_FASTER if shape.outer >= 128 or shape.inner >= 128 else INT8_SLOWER
+
+
+@pytest.fixture
+def unquantized(copied: Callable[[], Path], pico: str) -> tuple[dict[str, Stage], Header]:
+    """Return the fp32 stages of a bundle, free to be changed, and what an int8 one is to say."""
+    bundle = read_bundle(copied())
+    return dict(bundle.stages), replace(bundle.header, precision="int8")
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "Gate", partial(Gate, scenes=3))
+    monkeypatch.setattr(int8, "SCENES", range(4))
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list of the IoUs that the gate is to find, the last one for ever."""
+    wanted: list[float] = [1.0]
+
+    def judge(self: Gate, sam: vkrt.Segmenter) -> Verdict:
+        iou = wanted.pop(0) if len(wanted) > 1 else wanted[0]
+        return Verdict(iou, iou, iou, 10, 3)
+
+    monkeypatch.setattr(Gate, "judge", judge)
+    return wanted
+
+
+def test_an_int8_bundle_runs_and_says_what_was_chosen(
+    unquantized: tuple[dict[str, Stage], Header], pico_bundle: Path, photo: np.ndarray
+) -> None:
+    stages, header = unquantized
+    folder = stages[ENCODER].module.parent
+    whole = stages[ENCODER].module.stat().st_size
+    weights = sum(p.weight.size for p in find_products(ir.load(stages[ENCODER].module).graph))
+    record = int8.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
+    assert {path.name for path in folder.iterdir()} == {path.name for path in pico_bundle.iterdir()}
+    # Three bytes less for each weight, and what nodes and scales take.
+    assert stages[ENCODER].module.stat().st_size < whole - 3 * weights + 700 * len(
+        record["products"]
+    )
+    held = ir.load(stages[ENCODER].module).graph.initializers.values()
+    assert sum(v.const_value.size for v in held if v.const_value.dtype == ir.DataType.INT8) == (
+        weights
+    )
+    assert {product["form"] for product in record["products"]} == {STATIC}
+    assert record["calibration"] == {"scenes": 4, "photos": 0}
+
+    write_manifest(folder, replace(header, quantization=record), stages.values())
+    assert read_bundle(folder).header.quantization == json.loads(json.dumps(record))
+    sam, fp32 = vkrt.load(folder), vkrt.load(pico_bundle)
+    one, other = (s.encode(photo).predict(points=[[70, 40]]) for s in (sam, fp32))
+    error = np.abs(one.logits - other.logits).max() / np.abs(other.logits).max()
+    assert 0 < error < 0.1
+    assert vkrt.load(folder, precision="int8").backend == "onnx"
+    with pytest.raises(BackendError, match="holds int8"):
+        vkrt.load(folder, precision="fp16")
+
+
+def test_weights_beside_the_file_stay_beside_it(
+    unquantized: tuple[dict[str, Stage], Header],
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stages, header = unquantized
+    path = stages[ENCODER].module
+    model = load_model(path)
+    path.unlink()
+    monkeypatch.setattr(to_onnx, "MOST_INLINE_BYTES", 1000)
+    save_model(model, path)
+    beside = path.with_name(f"{path.name}.data")
+    whole = beside.stat().st_size
+    record = int8.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
+    assert 0 < beside.stat().st_size < whole
+    write_manifest(path.parent, replace(header, quantization=record), stages.values())
+    with vkrt.load(path.parent) as sam:
+        assert np.isfinite(sam.encode(photo).predict(points=[[70, 40]]).logits).all()
+
+
+def test_what_costs_masks_goes_back_until_they_are_kept(
+    unquantized: tuple[dict[str, Stage], Header], verdicts: list[float]
+) -> None:
+    stages, header = unquantized
+    verdicts[:] = [0.97, 0.985]
+    record = int8.quantize_encoder(stages, header, Int8(measure=faster_late))
+    reasons = Counter(product["reason"] for product in record["products"])
+    assert reasons["quality"] and reasons["faster"] and sum(reasons.values()) > 20
+    assert reasons["quality"] + reasons["faster"] == 4
+    assert record["masks"]["iou"] == 0.985 and not record["masks"]["loss_allowed"]
+
+
+def test_a_bundle_that_loses_masks_is_refused_and_the_loss_can_be_allowed(
+    unquantized: tuple[dict[str, Stage], Header], verdicts: list[float]
+) -> None:
+    stages, header = unquantized
+    verdicts[:] = [0.5]
+    before = stages[ENCODER].module.read_bytes()
+    with pytest.raises(BackendError, match=r"IoU to fp32 0\.500 .*0\.98 is wanted") as caught:
+        int8.quantize_encoder(stages, header, Int8(measure=faster_late))
+    assert "\n" not in str(caught.value) and "--allow-loss" in str(caught.value)
+    assert stages[ENCODER].module.read_bytes() == before
+    how = Int8(allow_loss=True, measure=faster_late)
+    record = int8.quantize_encoder(stages, header, how)
+    assert record["masks"]["loss_allowed"] and record["masks"]["iou"] == 0.5
+    assert Counter(product["form"] for product in record["products"])[STATIC] == 4
+
+
+def test_int8_that_gains_nothing_is_refused(
+    unquantized: tuple[dict[str, Stage], Header],
+) -> None:
+    stages, header = unquantized
+    with pytest.raises(BackendError, match="not faster than fp32 for any"):
+        int8.quantize_encoder(stages, header, Int8(measure=lambda *_: INT8_SLOWER))
+    with pytest.raises(BackendError, match=f"no {ENCODER}"):
+        int8.quantize_encoder({}, header, Int8())
+
+
+@pytest.fixture
+def ready_files(monkeypatch: pytest.MonkeyPatch, pico_bundle: Path) -> None:
+    """Let an export of the smallest model take its fp32 files from a ready bundle."""
+
+    def stage_to_onnx(stage: Stage, path: Path, precision: str) -> None:
+        assert precision == "fp32"
+        shutil.copy(pico_bundle / f"{stage.name}.onnx", path)
+
+    monkeypatch.setattr(write, "stage_to_onnx", stage_to_onnx)
+    monkeypatch.setattr(int8, "time_forms", faster_late)
+
+
+def test_the_command_writes_int8(
+    ready_files: None,
+    pico: str,
+    pico_checkpoint: Path,
+    tmp_path: Path,
+    verdicts: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [pico, "--checkpoint", str(pico_checkpoint), "--out", str(tmp_path / "b")]
+    verdicts[:] = [0.25]
+    assert main.main(["export", *given, "--precision", "int8"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "0.250" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert main.main(["export", *given, "--precision", "int8", "--allow-loss"]) == 0
+    out, err = capsys.readouterr()
+    assert "static range" in out and "0.2500" in out and "loss allowed" in out and err == ""
+    header = read_bundle(tmp_path / "b").header
+    assert (header.precision, header.quantization["masks"]["iou"]) == ("int8", 0.25)
+    by_stage: dict[str, list[dict[str, Any]]] = {}
+    for figure in header.parity:
+        by_stage.setdefault(figure["stage"], []).append(dict(figure))
+    assert len(by_stage[ENCODER]) == 5
+    errors = [f["max_relative"] for f in by_stage[ENCODER]]
+    assert 1e-3 < max(errors) < 0.5 and {f["allowed"] for f in by_stage[ENCODER]} == {0.5}
+    assert all(f["allowed"] < 1e-3 for f in by_stage["mask_decoder"])
+
+
+def test_a_broken_int8_stage_is_not_written(
+    ready_files: None,
+    pico: str,
+    pico_checkpoint: Path,
+    tmp_path: Path,
+    verdicts: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exchange(old: Path, new: Path) -> None:
+        model = ir.load(old)
+        scale = next(v for v in model.graph.initializers.values() if v.name.endswith("bias"))
+        scale.const_value = ir.tensor(np.full(scale.const_value.shape, np.nan, np.float32))
+        ir.save(model, old)
+
+    monkeypatch.setattr(int8, "replace_file", exchange)
+    with pytest.raises(BackendError, match="differ from eager PyTorch"):
+        export_model(pico, tmp_path / "b", pico_checkpoint, precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_in_int8_exports_once(
+    ready_files: None,
+    pico: str,
+    pico_checkpoint: Path,
+    tmp_path: Path,
+    verdicts: list[float],
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VKRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VKRT_BACKEND")
+    for _ in range(2):
+        sam = vkrt.load(pico, pico_checkpoint, precision="int8", device="cpu")
+        assert sam.backend == "onnx" and sam.encode(photo).predict(box=[40, 10, 100, 70]).best >= 0
+    (folder,) = (path for path in (tmp_path / "cache/bundles").iterdir() if path.is_dir())
+    assert folder.name.startswith(f"{pico}-64-int8-")
+    with pytest.raises(BackendError, match="eager PyTorch has no int8"):
+        vkrt.load(pico, pico_checkpoint, precision="int8", backend="eager")
+
+
+def test_a_bundle_of_a_better_cpu_is_told(
+    unquantized: tuple[dict[str, Stage], Header], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages, header = unquantized
+    folder = stages[ENCODER].module.parent
+    for bits, told in ((8, 1), (7, 0)):
+        write_manifest(folder, replace(header, quantization={"weight_bits": bits}), stages.values())
+        monkeypatch.setattr("vkrt.loading.needs_reduced_range", lambda: True)
+        with pytest.warns(RuntimeWarning) if told else nullcontext():
+            vkrt.load(folder)
+        monkeypatch.setattr("vkrt.loading.needs_reduced_range", lambda: False)
+        vkrt.load(folder)
+
+
+@pytest.mark.slow
+def test_the_packaged_model_keeps_its_masks(tmp_path: Path) -> None:
+    bundle = export_model("sam2.1-nano", tmp_path / "b", precision="int8")
+    record = bundle.header.quantization
+    assert record["masks"]["iou"] >= 0.98
+    assert any(product["form"] == STATIC for product in record["products"])
