@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 TYPES := build/types
+DEMO_MODEL := sam2.1-nano
 
 # Both names, so that what builds the package is pinned as well: pip 25.3 split them.
 export PIP_CONSTRAINT := constraints.txt
@@ -13,14 +14,15 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types bench quality train wheel-check clean
+.PHONY: help install demo test test-all lint format types bench quality train bundle \
+	wheel-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
 
 install: $(VENV)/.installed  ## Install vkrt with all extras into .venv
 
-demo: $(VENV)/.demo  ## Segment photos with the demo model: pictures and timings in out/demo
+demo: $(VENV)/.demo  ## Segment photos with the demo model, without torch: results in out/demo
 	$(BIN)/python -m vkrt.demo --out $(OUT)
 
 test: lint  ## Lint, check types and run the quick tests
@@ -42,17 +44,22 @@ format: $(VENV)/.installed  ## Rewrite the sources in the house format
 types: $(VENV)/.installed
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/vkrt
 	@cd $(TYPES)/vkrt && ln -s ../../../vkrt/* ../../../kernels ../../../export .
-	cd $(TYPES) && ../../$(BIN)/mypy -p vkrt --config-file ../../pyproject.toml \
+	@ln -s ../../benchmarks $(TYPES)/benchmarks
+	cd $(TYPES) && ../../$(BIN)/mypy -p vkrt -p benchmarks --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache
 
-bench: $(VENV)/.installed  ## Measure against the peers: benchmarks/results.csv
+bench: $(VENV)/.installed  ## Measure against the peers: benchmarks/results.csv, bars.csv
 	$(BIN)/python -m benchmarks.segment
 
 quality: $(VENV)/.installed  ## Measure the demo model on 500 held-out scenes: benchmarks/quality.csv
 	$(BIN)/python -m benchmarks.quality
 
-train: $(VENV)/.demo  ## Train the demo model, or go on training: out/train
+train: $(VENV)/.installed  ## Train the demo model, or go on training: out/train
 	$(BIN)/python -m vkrt.demo.train --out $(TRAIN_OUT)
+
+bundle: $(VENV)/.installed  ## Export the demo model's weights into the bundle that ships with vkrt
+	$(BIN)/vkrt export $(DEMO_MODEL) --precision fp16 --force \
+		--out vkrt/demo/weights/$(DEMO_MODEL).vkrt
 
 wheel-check: $(VENV)/.installed  ## Build the wheel, install it elsewhere, import all of it
 	$(BIN)/python .ci/check_wheel.py
@@ -67,7 +74,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/pip
-	$(BIN)/python -m pip install -q -e '.[demo]'
+	$(BIN)/python -m pip install -q -e '.[cpu,demo]'
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(BIN)/pip

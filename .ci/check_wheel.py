@@ -1,7 +1,8 @@
 """Build the source archive and the wheel, install the wheel in a clean environment, use all of it.
 
 `python .ci/check_wheel.py` needs `build`. First only the base install: no torch, and the command
-line works. Then every extra: every module of the source tree is in the wheel and can be imported.
+line works. Then the cpu extra alone: the packaged model segments a picture, still without torch.
+Then every extra: every module of the source tree is in the wheel and can be imported.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Where each package lies in the tree, as setup.py maps it.
 PLACES = {"vkrt": ROOT / "vkrt", "vkrt.kernels": ROOT / "kernels", "vkrt.export": ROOT / "export"}
 EXTRAS = "torch,hub,demo,bench"
+# Of the environment, what would let the checks see this checkout or another backend.
+DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "VKRT_BACKEND")
 
 BASE_CHECK = """
 import sys, vkrt
@@ -25,6 +28,19 @@ from vkrt.media import native
 assert native.available(), f"the wheel has no C++: {native.why_missing()}"
 assert "torch" not in sys.modules
 print("import vkrt:", vkrt.__file__)
+"""
+CPU_CHECK = """
+import importlib.util, numpy as np, vkrt
+assert importlib.util.find_spec("torch") is None, "the cpu extra brings torch"
+photo = np.full((120, 160, 3), 60, np.uint8)
+drawn = np.hypot(*np.ogrid[-60:60, -90:70]) < 35
+photo[drawn] = (230, 180, 60)
+sam = vkrt.load("sam2.1-nano")
+out = sam.encode(photo).predict(points=[[90, 60]])
+mask = out.masks[out.best]
+iou = (mask & drawn).sum() / (mask | drawn).sum()
+assert sam.backend == "onnx" and iou > 0.8, (sam.backend, iou)
+print(f"segmented without torch: IoU {iou:.2f}")
 """
 IMPORT_CHECK = """
 import importlib, pkgutil, sys, vkrt
@@ -46,7 +62,7 @@ def say(text: str) -> None:
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
     """Run a command and return its stdout; leave if it exits with another code than `code`."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    kept = {k: v for k, v in os.environ.items() if k not in DROPPED}
     done = subprocess.run([*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True)
     if done.returncode != code:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
@@ -67,8 +83,9 @@ def source_modules() -> set[str]:
 def check_contents(wheel: Path) -> None:
     """Refuse a wheel that lacks the package's data or carries what does not belong in it."""
     names = zipfile.ZipFile(wheel).namelist()
-    weights = [p.name for p in (ROOT / "vkrt/demo/weights").glob("*") if p.is_file()]
-    absent = [n for n in weights if f"vkrt/demo/weights/{n}" not in names]
+    weights = [p for p in (ROOT / "vkrt/demo/weights").rglob("*") if p.is_file()]
+    data = [path.relative_to(ROOT).as_posix() for path in weights]
+    absent = [name for name in data if name not in names]
     strays = [n for n in names if not n.startswith(("vkrt/", "vkrt-"))]
     if absent or strays or "vkrt/py.typed" not in names:
         sys.exit(
@@ -87,6 +104,14 @@ def check_base(python: Path, elsewhere: Path) -> None:
         sys.exit("FAILED: vkrt models or vkrt doctor say nothing useful without torch")
 
 
+def check_cpu(python: Path, elsewhere: Path) -> None:
+    """Use the install with the cpu extra alone."""
+    print(run(python, "-c", CPU_CHECK, cwd=elsewhere), end="")
+    report = json.loads(run(python.with_name("vkrt"), "doctor", "--json", cwd=elsewhere))
+    if not report["demo_model"]["bundle"] or report["torch"] is not None:
+        sys.exit("FAILED: vkrt doctor does not see the packaged bundle")
+
+
 def main() -> None:
     """Run every check; exit non-zero at the first that fails."""
     with tempfile.TemporaryDirectory(prefix="vkrt-wheel-") as name:
@@ -102,6 +127,10 @@ def main() -> None:
         pip = (python, "-m", "pip", "install", "-q", "-c", "constraints.txt")
         run(*pip, wheel, cwd=ROOT)
         check_base(python, elsewhere)
+
+        say("add what a CPU needs, and run the packaged model")
+        run(*pip, f"vkrt[cpu] @ {wheel.as_uri()}", cwd=ROOT)
+        check_cpu(python, elsewhere)
 
         say(f"install it with {EXTRAS} and import every module")
         run(*pip, f"vkrt[{EXTRAS}] @ {wheel.as_uri()}", cwd=ROOT)

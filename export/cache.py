@@ -12,7 +12,9 @@ from pathlib import Path
 from vkrt import __version__, backends, catalog, export, kernels, models
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.errors import BackendError, CheckpointError, OutputError
-from vkrt.export.model import export_weights
+from vkrt.export.cpu import needs_reduced_range
+from vkrt.export.model import PRECISIONS, export_weights
+from vkrt.export.prune import lock_of, mark_used, prune
 from vkrt.manifest import digest_of
 from vkrt.options import Options
 from vkrt.weights.folder import find_parts
@@ -44,7 +46,7 @@ def find_bundle(
         CheckpointError, DownloadError, UnknownModelError: as in vkrt.load.
     """
     weights = source or weights_of(name, options.cache)
-    precision = "fp16" if options.precision == "fp16" else "fp32"
+    precision = options.precision if options.precision in PRECISIONS else "fp32"
     key = bundle_key(name, image_size, precision, find_parts(weights).files)
 
     def make(folder: Path) -> None:
@@ -86,7 +88,7 @@ def bundle_key(
     Args:
         name: the model by any of its names; None where the weights tell.
         image_size: side of the input in pixels; None is the model's own.
-        precision: of the weights, "fp32" or "fp16".
+        precision: "fp32", "fp16" or "int8".
         weights: the checkpoint's files; their content counts.
 
     Raises:
@@ -97,6 +99,9 @@ def bundle_key(
         known = catalog.find(name, image_size)
         model, size = known.name, known.config.image_size
     digest = hashlib.sha256(f"{__version__} {source_digest()}".encode())
+    if precision == "int8":
+        # Machines may share a cache, and not every CPU takes all 8 bits.
+        digest.update(f" reduced range {needs_reduced_range()}".encode())
     for file in weights:
         try:
             digest.update(digest_of(file).encode())
@@ -136,7 +141,7 @@ def cached_bundle(folder: Path, make: Callable[[Path], None] | None) -> Bundle |
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        lock = FileLock(lock_of(folder))
         lock.acquire()
     except OSError as error:
         raise OutputError(
@@ -151,6 +156,8 @@ def cached_bundle(folder: Path, make: Callable[[Path], None] | None) -> Bundle |
         make(folder)
     finally:
         lock.release()
+    mark_used(folder)
+    prune(folder)
     return read_bundle(folder)
 
 
@@ -158,6 +165,7 @@ def intact(folder: Path) -> Bundle | None:
     """Return the bundle of a folder, None where there is none or it is damaged."""
     if not is_bundle(folder):
         return None
+    mark_used(folder)
     try:
         return read_bundle(folder)
     except CheckpointError:

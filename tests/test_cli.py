@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,12 @@ def test_options_reach_the_model(
     answer = call(
         *("segment", "photo.png", "--checkpoint", nano_checkpoint, "--point", "70,40", "--json"),
         *("--model", "SAM2.1_nano", "--image-size", "128", "--threads", "2"),
-        *("--device", "cpu", "--precision", "fp32"),
+        *("--backend", "eager", "--device", "cpu", "--precision", "fp32"),
     )
     assert answer.code == 0
     assert received == {
         **{"name": "SAM2.1_nano", "checkpoint": nano_checkpoint, "image_size": 128, "threads": 2},
-        **{"device": "cpu", "precision": "fp32"},
+        **{"backend": "eager", "device": "cpu", "precision": "fp32"},
     }
 
 
@@ -261,6 +261,7 @@ BAD = {
     "another size": (["photo.png", "--point", "1,1", "--model", "sam2.1-tiny"], "sam2.1-tiny"),
     "an odd input size": (["photo.png", "--point", "1,1", "--image-size", "100"], "32"),
     "no device": (["photo.png", "--point", "1,1", "--device", "cuda:99"], "cuda:99"),
+    "no backend": (["photo.png", "--point", "1,1", "--backend", "abacus"], "backend"),
     "no precision": (["photo.png", "--point", "1,1", "--precision", "fp3"], "precision"),
     "no threads": (["photo.png", "--point", "1,1", "--threads", "0"], "threads"),
     "no number": (["photo.png", "--point", "1,1", "--threads", "two"], "--threads"),
@@ -392,6 +393,7 @@ def test_models_lists_the_catalog(
     assert found["sam2.1-tiny"]["file"] == str(by_hand)
     assert found["sam2.1-tiny"]["hub_id"] == "facebook/sam2.1-hiera-tiny"
     assert found["sam2-large"]["image_size"] == 1024
+    assert [name for name, model in found.items() if model["bundle"]] == [MODEL]
     shown = call("models").out
     assert all(name in shown for name in catalog.names()) and "vkrt pull" in shown
 
@@ -406,6 +408,9 @@ def test_doctor_tells_what_would_run(call: Callable[..., Answer]) -> None:
     shown = call("doctor")
     assert shown.code == 0 and "eager on" in shown.out and report["cpu"]["model"] in shown.out
     assert report["onnxruntime"]["version"] in shown.out and "VKRT_BACKEND" in shown.out
+    wanted = {"name": MODEL, "present": True, "bundle": False, "backend": "eager"}
+    assert report["demo_model"] == wanted
+    assert "packaged, eager runs its weights" in shown.out
 
 
 def test_doctor_tells_what_auto_takes(
@@ -413,9 +418,25 @@ def test_doctor_tells_what_auto_takes(
 ) -> None:
     monkeypatch.delenv("VKRT_BACKEND")
     monkeypatch.setattr("vkrt.backends.on_gpu", lambda device: False)
-    run = call("doctor", "--json").json["would_run"]
+    report = call("doctor", "--json").json
+    run = report["would_run"]
     assert run["backend"] == "onnx" and "onnxruntime is installed" in run["why"]
     assert [tried["backend"] for tried in run["tried"]] == ["onnx", "eager"]
+    demo = report["demo_model"]
+    assert (demo["bundle"], demo["backend"]) == (True, "onnx"), "run `make bundle`"
+    assert doctor.describe_demo_model(demo) == "packaged, onnx runs its bundle"
+
+
+def test_doctor_tells_what_is_wrong_with_the_demo_model(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("VKRT_BACKEND")
+    monkeypatch.setattr("vkrt.backends.on_gpu", lambda device: False)
+    (tmp_path / "manifest.json").write_text("{")
+    damaged = replace(catalog.find(MODEL), packaged_bundle=tmp_path)
+    monkeypatch.setitem(catalog._MODELS, MODEL, damaged)
+    assert "is damaged" in call("doctor", "--json").json["demo_model"]["broken"]
+    assert "reinstall" in " ".join(call("doctor").out.split())
 
 
 def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,35 @@
-"""The demo and the model that ships with it."""
+"""The demo and the model that ships with it, as weights and as a bundle."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors import safe_open
 
 import vkrt
 from vkrt import catalog
-from vkrt.demo.__main__ import examples, run
+from vkrt.bundle import Bundle, is_bundle, read_bundle
+from vkrt.demo.__main__ import examples, main, run
 from vkrt.demo.scenes import make_scene
 from vkrt.demo.sheet import Tile, draw_sheet
+from vkrt.export.check import check_stage
 from vkrt.models.sam2.model import Sam2
+from vkrt.models.sam2.stages import image_stages
+from vkrt.weights.fingerprint import fingerprint
+from vkrt.weights.sam2 import load_sam2
 
-PACKAGED = catalog.find("sam2.1-nano").packaged
+MODEL = catalog.find("sam2.1-nano")
+PACKAGED = MODEL.packaged
 MOST_BYTES = 10_000_000
+STALE = "the packaged bundle is not of these weights, or not of this config: run `make bundle`"
 SCENES = range(40, 60)
 LEAST_SHARE = 0.01
 
@@ -36,6 +46,76 @@ def test_the_packaged_weights_are_whole_and_small() -> None:
             assert tensor.dtype == torch.float16
             assert tensor.shape == wanted[name].shape
             assert tensor.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """Return the packaged bundle, at the model's own input size."""
+    folder = MODEL.packaged_bundle
+    assert folder is not None and is_bundle(folder), f"{folder} is missing: run `make bundle`"
+    found = read_bundle(folder)
+    assert (found.header.model, found.header.image_size) == (MODEL.name, MODEL.config.image_size), (
+        STALE
+    )
+    return found
+
+
+def test_the_packaged_bundle_is_of_the_packaged_weights(bundle: Bundle) -> None:
+    assert (bundle.header.precision, PACKAGED is not None) == ("fp16", True)
+    _, module = load_sam2(PACKAGED, MODEL.name)
+    assert bundle.header.fingerprint == fingerprint(module), STALE
+    for stage in image_stages(module).values():
+        stored = bundle.stages[stage.name]
+        assert (stored.inputs, stored.outputs) == (stage.inputs, stage.outputs), STALE
+        figures = check_stage(stage, stored.module, bundle.header.precision)
+        off = [f"{f.stage}.{f.output}: {f.max_relative:.2g}" for f in figures if not f.passed]
+        assert not off, f"{STALE} ({', '.join(off)})"
+
+
+# What must not be imported is refused; all that follows runs as a user would run it.
+TORCH_FREE = """
+import sys
+from pathlib import Path
+
+class Ban:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BANNED:
+            raise ImportError(f"{name} must not be imported")
+
+BANNED = {"torch", "onnx", "onnxscript", "onnx_ir", "transformers", "filelock", "huggingface_hub"}
+if sys.argv[1] == "ban":
+    sys.meta_path.insert(0, Ban())
+from vkrt.cli.main import main
+code = main(["segment", "photo.png", "--point", "70,40", "--out", "mask.png", "--device", "cpu"])
+from vkrt.demo.__main__ import run
+run(Path("demo"))
+assert not BANNED & set(sys.modules), BANNED & set(sys.modules)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("installed", ["ban", "have"])
+def test_the_packaged_bundle_runs_without_torch(
+    bundle: Bundle,
+    photo: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: str,
+) -> None:
+    """Torch is not there, or is and stays out of it."""
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    monkeypatch.delenv("VKRT_BACKEND")
+    monkeypatch.setenv("VKRT_CACHE", str(tmp_path / "cache"))
+    command = [sys.executable, "-c", TORCH_FREE, installed]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "mask.png") as picture:
+        found = np.asarray(picture) > 0
+    wanted = vkrt.load(MODEL.name, backend="eager").encode(photo).predict(points=[[70, 40]])
+    best = wanted.masks[wanted.best]
+    assert (found & best).sum() > 0.98 * (found | best).sum() > 0
+    assert json.loads((tmp_path / "demo/timings.json").read_text())["backend"] == "onnx"
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_model_segments_held_out_scenes() -> None:
@@ -71,6 +151,18 @@ def test_the_demo_writes_a_sheet_and_timings(tmp_path: Path) -> None:
         "contact-sheet.png",
         "timings.json",
     ]
+
+
+def test_without_the_photos_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vkrt, "load", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(typer.Exit) as left:
+        main(tmp_path / "out")
+    told = capsys.readouterr().err
+    assert left.value.exit_code == 2 and told.count("\n") == 1
+    assert "pip install 'vkrt[cpu,demo]'" in told
 
 
 def test_prompts_lie_on_their_pictures() -> None:

@@ -20,6 +20,7 @@ from vkrt.bundle import building, read_bundle
 from vkrt.errors import BackendError, OutputError
 from vkrt.export import cache
 from vkrt.export.cache import bundle_key, cached_bundle
+from vkrt.export.cpu import needs_reduced_range
 
 TESTS = Path(__file__).resolve().parent
 
@@ -158,11 +159,24 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_precisions(pico: str, pico_checkpoint: Path, exports: list[str]) -> None:
-    for precision in ("auto", "fp32", "fp16"):
+    for precision in ("auto", "fp32", "fp16", "int8"):
         vkrt.load(pico, pico_checkpoint, backend="onnx", precision=precision)
-    assert exports == ["fp32", "fp16"]
+    assert exports == ["fp32", "fp16", "int8"]
     with pytest.raises(BackendError, match="no bf16"):
         vkrt.load(pico, pico_checkpoint, backend="onnx", precision="bf16")
+
+
+def test_int8_is_onnx_alone(
+    pico: str, pico_checkpoint: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendError, match="eager PyTorch has no int8"):
+        vkrt.load(pico, pico_checkpoint, backend="eager", precision="int8")
+    monkeypatch.setattr(backends, "on_gpu", lambda device: True)
+    assert vkrt.load(pico, pico_checkpoint, precision="int8").backend == "onnx"
+    assert exports == ["int8"]
+    no_exporters(monkeypatch)
+    with pytest.raises(BackendError, match="needs no_such_exporter"):
+        vkrt.load(pico, pico_checkpoint, image_size=96, precision="int8")
 
 
 def test_without_onnxruntime(
@@ -215,15 +229,21 @@ def test_the_key_holds_all_that_counts(tmp_path: Path, monkeypatch: pytest.Monke
         bundle_key(name, 96, "fp32", a),
         bundle_key(None, 320, "fp32", a),
         bundle_key(name, 320, "fp16", a),
+        bundle_key(name, 320, "int8", a),
         bundle_key(name, 320, "fp32", c),
         bundle_key(name, 320, "fp32", a + b),
     }
+    # Of two CPUs that share a cache, each gets what it can do.
+    monkeypatch.setattr(cache, "needs_reduced_range", lambda: not needs_reduced_range())
+    others.add(bundle_key(name, 320, "int8", a))
+    assert key == bundle_key(name, 320, "fp32", a)
+    monkeypatch.undo()
     monkeypatch.setattr(cache, "__version__", "9.9")
     others.add(bundle_key(name, 320, "fp32", a))
     monkeypatch.undo()
     monkeypatch.setattr(cache, "source_digest", lambda: "another")
     others.add(bundle_key(name, 320, "fp32", a))
-    assert len(others) == 8 and key not in others
+    assert len(others) == 10 and key not in others
     assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vkrt
-from vkrt import backends
+from vkrt import backends, catalog
 from vkrt.cli import doctor, failures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +76,30 @@ def test_extras_that_are_named_exist(project: dict[str, Any]) -> None:
     assert named and named <= extras
 
 
+def closure(project: dict[str, Any], *extras: str) -> set[str]:
+    """Return the names of all packages that some extras ask for, by way of others too."""
+    stated = project["project"]["optional-dependencies"]
+    names: set[str] = set()
+    for wanted in map(Requirement, (text for extra in extras for text in stated[extra])):
+        names |= closure(project, *wanted.extras) if wanted.name == "vkrt" else {wanted.name}
+    return names
+
+
+def test_the_demo_needs_no_torch(project: dict[str, Any]) -> None:
+    assert closure(project, "cpu", "demo") == {"onnxruntime", "scikit-image"}
+    assert {"torch", "onnx", "onnxruntime", "scikit-image"} <= closure(project, "test")
+
+
+def test_the_wheel_has_every_file_of_the_demo_model(project: dict[str, Any]) -> None:
+    package = ROOT / "vkrt"
+    patterns = project["tool"]["setuptools"]["package-data"]["vkrt"]
+    packed = {path for pattern in patterns for path in package.glob(pattern) if path.is_file()}
+    there = {path for path in (package / "demo/weights").rglob("*") if path.is_file()}
+    model = catalog.find("sam2.1-nano")
+    assert model.packaged_bundle is not None and model.packaged_bundle.is_dir()
+    assert {model.packaged, model.packaged_bundle / "manifest.json"} <= there <= packed
+
+
 def test_license_is_the_full_text() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
@@ -94,13 +118,21 @@ def test_a_second_call_installs_nothing(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout
 
-    assert "install -q -e '.[demo]'" in planned("demo")
+    assert "install -q -e '.[cpu,demo]'" in planned("demo")
     assert "install -q -e '.[test,dev]'" in planned("test")
-    for stamp in (".demo", ".installed"):
-        (tmp_path / ".venv" / stamp).touch()
-    assert "pip install" not in planned("demo") + planned("test")
+    (tmp_path / ".venv/.demo").touch()
+    assert "pip install" not in planned("demo")
+    for target in ("train", "bundle"):
+        assert "install -q -e '.[test,dev]'" in planned(target)
+    (tmp_path / ".venv/.installed").touch()
+    assert "pip install" not in planned("demo") + planned("test") + planned("bundle")
     assert "ruff check" in planned("test") and "mypy" in planned("test")
     assert 'pytest -m "not slow"' in planned("test")
+    model = catalog.find("sam2.1-nano")
+    assert model.packaged_bundle is not None
+    place = model.packaged_bundle.relative_to(Path(vkrt.__file__).parent.parent)
+    exported = " ".join(planned("bundle").replace("\\\n", " ").split())
+    assert f"vkrt export {model.name} --precision fp16 --force --out {place}" in exported
 
 
 def test_ci_runs_only_make_targets() -> None:

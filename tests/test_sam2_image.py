@@ -17,6 +17,7 @@ from vkrt.media.masks import upsample
 from vkrt.models.sam2.model import Sam2
 from vkrt.models.sam2.stages import image_stages
 from vkrt.options import Options
+from vkrt.stage import Program, Stage
 
 CONFIG = catalog.find("sam2.1-nano", 64).config
 
@@ -198,3 +199,35 @@ def test_reduced_precision_is_close(eager: Segmenter, photo: np.ndarray) -> None
     got = half.encode(photo).predict(points=[[70, 40]]).logits
     assert got.dtype == np.float32
     assert np.abs(got - wanted).max() < 16 * 2**-8 * np.abs(wanted).max()
+
+
+# Programs.
+
+
+def test_the_refiner_waits_for_the_first_mask_prompt(photo: np.ndarray) -> None:
+    prepared: list[str] = []
+
+    class Noting(FakeBackend):
+        def prepare(self, stage: Stage) -> Program:
+            prepared.append(stage.name)
+            return super().prepare(stage)
+
+    with torch.device("meta"):
+        stages = image_stages(Sam2(CONFIG))
+    segmenter = Segmenter("sam2.1-nano", CONFIG, stages, Noting())
+    embedding = segmenter.encode(photo)
+    first = embedding.predict(points=[[10, 10]])
+    assert prepared == ["image_encoder", "mask_decoder"]
+    for _ in range(2):
+        embedding.predict(points=[[10, 10]], mask=first.logits[0])
+    assert prepared == ["image_encoder", "mask_decoder", "mask_refiner"]
+
+
+def test_a_closed_model_says_so(photo: np.ndarray) -> None:
+    segmenter, backend = fake()
+    with segmenter:
+        embedding = segmenter.encode(photo)
+    for prompt in ({}, {"mask": np.zeros((16, 16), np.float32)}):
+        with pytest.raises(vkrt.BackendError, match="was closed"):
+            embedding.predict(points=[[10, 10]], **prompt)
+    assert backend.calls == {"image_encoder": 1}

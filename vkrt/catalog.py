@@ -11,6 +11,7 @@ from vkrt.models.sam2.config import HieraConfig, MemoryConfig, Sam2Config
 
 __all__ = ["Model", "find", "names"]
 
+_WEIGHTS = Path(__file__).parent / "demo" / "weights"
 _TRUNKS = {
     "tiny": HieraConfig(96, 1, (1, 2, 7, 2), (5, 7, 9)),
     "small": HieraConfig(96, 1, (1, 2, 11, 2), (7, 10, 13)),
@@ -31,6 +32,8 @@ class Model:
         checkpoint: the file in that repository.
         yaml: upstream's config path, relative to its package.
         packaged: the weights inside this package, or None.
+        packaged_bundle: the folder of a bundle of these weights inside this package, or None; it
+            is of one input size, the model's own if `make bundle` ran since that was changed.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Model:
     checkpoint: str | None = None
     yaml: str | None = None
     packaged: Path | None = None
+    packaged_bundle: Path | None = None
     summary: str = ""
 
 
@@ -67,7 +71,8 @@ _NANO = Model(
         decoder_heads=2,
         decoder_mlp_dim=512,
     ),
-    packaged=Path(__file__).parent / "demo" / "weights" / "sam2.1-nano.safetensors",
+    packaged=_WEIGHTS / "sam2.1-nano.safetensors",
+    packaged_bundle=_WEIGHTS / "sam2.1-nano.vkrt",
     summary="demo model trained on procedural scenes, ships with vkrt",
 )
 

@@ -15,8 +15,8 @@ __all__ = ["doctor", "examine"]
 
 # What each package is for, and the extra that brings it.
 OPTIONAL = {
-    "torch": ("torch", "runs the models and exports them"),
-    "onnxruntime": ("cpu", "runs bundles, without torch: vkrt export"),
+    "torch": ("torch", "runs checkpoints and exports them: vkrt export"),
+    "onnxruntime": ("cpu", "runs the demo model and other bundles, without torch"),
     "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
     "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
 }
@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
     from vkrt import __version__
     from vkrt.options import cache_folder, usable_cores
 
-    native = look_at_native()
+    native, run = look_at_native(), would_run()
     return {
         "vkrt": __version__,
         "python": platform.python_version(),
@@ -51,9 +51,9 @@ def examine() -> dict[str, Any]:
         "torch": look_at_torch(),
         "onnxruntime": look_at_onnxruntime(),
         "native": native,
-        "would_run": would_run(),
+        "would_run": run,
         "missing": missing(native),
-        "demo_model": look_at_demo_model(),
+        "demo_model": look_at_demo_model(run["backend"]),
         "cache": str(cache_folder()),
     }
 
@@ -128,13 +128,31 @@ def look_at_native() -> dict[str, Any]:
     return {"available": native.available(), "why_missing": native.why_missing() or None}
 
 
-def look_at_demo_model() -> dict[str, Any]:
-    """Return the packaged model and whether its weights are in this install."""
+def look_at_demo_model(backend: str | None) -> dict[str, Any]:
+    """Return the packaged model, whether its weights are in this install, and what would run it.
+
+    Args:
+        backend: what runs models here for which no bundle ships; None if nothing does.
+
+    Returns:
+        name; present: whether its weights are here; bundle: whether what runs is its bundle;
+        backend: what runs it, or None; broken: why it can't be used, where that is so.
+    """
     from vkrt import catalog
+    from vkrt.errors import VkrtError
+    from vkrt.loading import packaged_bundle
+    from vkrt.options import Options, default_backend
     from vkrt.weights.hub import find_local
 
     demo = next(model for model in map(catalog.find, catalog.names()) if model.packaged)
-    return {"name": demo.name, "present": find_local(demo) is not None}
+    report = {"name": demo.name, "present": find_local(demo) is not None, "bundle": False}
+    try:
+        found = packaged_bundle(demo.name, None, Options(backend=default_backend()))
+    except VkrtError as error:
+        return {**report, "backend": None, "broken": str(error)}
+    if found is None:
+        return {**report, "backend": backend}
+    return {**report, "bundle": True, "backend": "onnx"}
 
 
 def would_run() -> dict[str, Any]:
@@ -190,10 +208,7 @@ def show(report: dict[str, Any]) -> None:
         ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
         ("because", run["why"]),
-        (
-            "demo model",
-            f"{demo['name']}, {'packaged' if demo['present'] else 'NOT in this install'}",
-        ),
+        ("demo model", f"{demo['name']}, {describe_demo_model(demo)}"),
         ("cache", report["cache"]),
     ]
     print_table(["", ""], rows, fold=1)
@@ -204,6 +219,17 @@ def show(report: dict[str, Any]) -> None:
             "vkrt: the C++ extension is missing; masks are the same but slower to finish",
             file=sys.stderr,
         )
+
+
+def describe_demo_model(demo: dict[str, Any]) -> str:
+    """Return the demo model's part of the report as one line, without its name."""
+    if "broken" in demo:
+        return f"packaged, but {demo['broken']}"
+    if not demo["bundle"] and not demo["present"]:
+        return "NOT in this install"
+    if demo["backend"] is None:
+        return "packaged, but nothing here runs it"
+    return f"packaged, {demo['backend']} runs its {'bundle' if demo['bundle'] else 'weights'}"
 
 
 def describe_torch(torch: dict[str, Any] | None) -> str:

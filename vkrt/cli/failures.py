@@ -15,6 +15,7 @@ EXTRAS = {
     "onnx": "torch",
     "onnxscript": "torch",
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "huggingface_hub": "hub",
     "skimage": "demo",
     "transformers": "bench",

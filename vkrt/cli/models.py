@@ -35,10 +35,11 @@ def models(as_json: AsJson = False) -> None:
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """Return a model's entry and the file of its weights on this machine, None without one."""
+    """Return a model's entry; `file` and `bundle` are where it is on this machine, or None."""
+    from vkrt.bundle import is_bundle
     from vkrt.weights.hub import find_local
 
-    file = find_local(model)
+    file, bundle = find_local(model), model.packaged_bundle
     return {
         "name": model.name,
         "version": model.config.version,
@@ -48,6 +49,7 @@ def describe(model: Any) -> dict[str, Any]:
         "summary": model.summary,
         "packaged": file is not None and file == model.packaged,
         "file": None if file is None else str(file),
+        "bundle": str(bundle) if bundle is not None and is_bundle(bundle) else None,
     }
 
 

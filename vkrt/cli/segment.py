@@ -59,10 +59,17 @@ Overlay = Annotated[
     Path | None, typer.Option(help="The photo with mask and prompts drawn in (.png, .jpg, .webp).")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads; the backend's own number if not given.")
+    int | None,
+    typer.Option(
+        help="CPU threads of the model, the resizing and the masks; one per core if not given "
+        "(PyTorch: its own number)."
+    ),
+]
+Backend = Annotated[
+    str, typer.Option(help="auto, eager (PyTorch), or without PyTorch: onnx or openvino.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
 
 
 def segment(
@@ -79,6 +86,7 @@ def segment(
     overlay: Overlay = None,
     as_json: AsJson = False,
     threads: Threads = None,
+    backend: Backend = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -93,7 +101,12 @@ def segment(
     pixels = read_image(photo)
     prompts.check(pixels.shape[:2])
 
-    settings = {"device": device, "precision": precision, "threads": threads}
+    settings = {
+        "backend": backend,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+    }
     found = run(pixels, prompts, mask, all_masks, (model, checkpoint, image_size), settings)
     write(pixels, prompts, found["result"], found["order"], targets)
     report = describe(photo, found, targets)

@@ -67,8 +67,17 @@ class Report:
 
 
 def photos() -> list[Example]:
-    """Return four of the photos that come with scikit-image, with prompts set by hand."""
-    from skimage import data
+    """Return four of the photos that come with scikit-image, with prompts set by hand.
+
+    Raises:
+        DownloadError: it is not installed.
+    """
+    try:
+        from skimage import data
+    except ImportError:
+        raise vkrt.DownloadError(
+            "the demo's photos come with scikit-image: run pip install 'vkrt[cpu,demo]'"
+        ) from None
 
     return [
         Example("coffee", data.coffee(), (300, 170), (180, 18, 440, 270)),
@@ -197,7 +206,8 @@ def main(
     try:
         pictures, timings = run(out, checkpoint)
     except vkrt.VkrtError as error:
-        Console(stderr=True).print(f"vkrt: {error}", soft_wrap=True, highlight=False)
+        # Without markup, which would swallow the [extras] of a command.
+        Console(stderr=True).print(f"vkrt: {error}", soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(2) from None
     seconds = time.perf_counter() - start
     console.print(f"segmented in {seconds:.1f} s", highlight=False)

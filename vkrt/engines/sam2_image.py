@@ -18,6 +18,7 @@ from vkrt.engines.embedding import (
     read_embedding,
     write_embedding,
 )
+from vkrt.engines.programs import Programs
 from vkrt.media.image import Photo, read_image, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.prompts import prepare
@@ -27,6 +28,9 @@ from vkrt.stage import Stage
 
 __all__ = ["ImageEmbedding", "Masks", "Segmenter"]
 
+# What the first click on a photo takes; other stages wait until something needs them, so that a
+# new process has its first mask sooner.
+AT_ONCE = ("image_encoder", "mask_decoder")
 PhotoList: TypeAlias = list[Photo] | tuple[Photo, ...]
 
 
@@ -152,7 +156,7 @@ class Segmenter:
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
         self._feature_ports = stages["image_encoder"].outputs
         self._stages = stages
-        self._programs = {name: backend.prepare(stage) for name, stage in stages.items()}
+        self._programs = Programs(stages, backend, AT_ONCE)
 
     @overload
     def encode(self, photo: Photo) -> ImageEmbedding: ...
@@ -298,6 +302,7 @@ class Segmenter:
     def close(self) -> None:
         """Release the cache and what the backend holds."""
         self._cache.clear()
+        self._programs.close()
         self._backend.close()
 
     def __enter__(self) -> Segmenter:
