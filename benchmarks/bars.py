@@ -108,11 +108,13 @@ def faster(
 
 
 def on_encode(rows: Sequence[SpeedRow]) -> list[Verdict]:
-    """Judge encode in fp32 and int8 by the best fp32 peer."""
+    """Judge encode in fp32, on either runtime of bundles, and int8 by the best fp32 peer."""
     case, model = Case(rows, "encode"), rows[0].model
     peer, int8 = case.best_peer(), case.of("vkrt-int8")
+    other = case.of("vkrt-openvino")
     return [
         *faster(f"{model} encode", case.ours, peer, FASTER.get(model)),
+        *faster(f"{model} encode", other, peer, FASTER.get(model)),
         *faster(f"{model} encode, int8", int8, peer, FASTER_INT8.get(model)),
     ]
 

@@ -65,6 +65,14 @@ VARIANTS = {
         Variant("vkrt", f"{OURS}:Ours", ("weights",), CASES, is_ours=True),
         Variant("vkrt-onnx", f"{OURS}:OursOnnx", ("weights",), TIMED, ORT, True),
         Variant(
+            "vkrt-openvino",
+            f"{OURS}:OursOpenVino",
+            ("weights",),
+            TIMED,
+            (*ORT, "openvino"),
+            True,
+        ),
+        Variant(
             "vkrt-bundle",
             f"{OURS}:OursBundle",
             ("weights", "bundle-fp32"),

@@ -70,8 +70,8 @@ def test_the_fake_backend_checks_shapes() -> None:
 
 
 def test_auto_takes_the_first_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [c.name for c in backends.candidates("cpu")] == ["onnx", "eager"]
-    assert [c.name for c in backends.candidates("cuda")] == ["eager", "onnx"]
+    assert [c.name for c in backends.candidates("cpu")] == ["onnx", "eager", "openvino"]
+    assert [c.name for c in backends.candidates("cuda")] == ["eager", "onnx", "openvino"]
     assert backends.choose("auto", "cpu").name == "onnx"
     assert isinstance(backends.create(Options(device="cpu")), OnnxBackend)
     assert isinstance(backends.create(Options(backend="eager")), EagerBackend)
@@ -99,6 +99,29 @@ def test_auto_without_a_package(
     (onnx,) = (c for c in backends.candidates("cpu") if c.name == "onnx")
     assert reason in onnx.reason
     assert onnx.install == ("pip install 'vkrt[cpu]'" if absent == "onnxruntime" else "")
+
+
+def test_who_runs_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("eager", "onnx", "openvino", "auto", "warp")
+    assert [backends.runs_bundles(name) for name in names] == [False, True, True, False, False]
+    assert [backends.bundle_runner(name) for name in ("auto", "onnx", "openvino")] == [
+        "onnx",
+        "onnx",
+        "openvino",
+    ]
+    real = backends.find_spec
+    monkeypatch.setattr(
+        backends, "find_spec", lambda name: None if name == "onnxruntime" else real(name)
+    )
+    assert backends.bundle_runner("auto") == "openvino"
+    assert backends.may_use_bundle(Options(device="cpu"))
+
+
+def test_precisions_of_a_bundle() -> None:
+    assert backends.may_use_bundle(Options(backend="openvino", precision="fp16"))
+    for backend, precision in (("openvino", "int8"), ("openvino", "bf16"), ("onnx", "bf16")):
+        with pytest.raises(BackendError, match=f"the {backend} backend has no {precision}; take"):
+            backends.may_use_bundle(Options(backend=backend, precision=precision))
 
 
 def test_what_forbids_an_import_is_taken_as_absence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toys import edit, write_toy
 
 import vkrt
-from vkrt import catalog
-from vkrt.loading import fingerprint
+from vkrt import backends, catalog, loading
+from vkrt.loading import find_bundle, fingerprint, from_weights
 from vkrt.models.sam2.model import Sam2
 
 
@@ -132,4 +134,100 @@ def test_a_bundle_of_another_kind(
     manifest.write_text(json.dumps(content))
     with pytest.raises(vkrt.VkrtError, match=words) as caught:
         vkrt.load(manifest.parent)
+    assert "\n" not in str(caught.value)
+
+
+# The bundle that ships with a model.
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pico_checkpoint: Path) -> Path:
+    """Let a bundle in fp16 ship with the smallest model; a load tells only what it would take."""
+    from pico import NAME, PICO
+
+    folder = tmp_path / "pico.vkrt"
+    write_toy(folder)
+    edit(folder, lambda content: content.update(model=NAME, image_size=64, precision="fp16"))
+    model = replace(PICO, packaged=pico_checkpoint, packaged_bundle=folder)
+    monkeypatch.setitem(catalog._MODELS, NAME, model)
+    monkeypatch.setattr(loading, "from_bundle", lambda bundle, options: bundle)
+    monkeypatch.setattr(loading, "find_bundle", lambda *_: "exported")
+    monkeypatch.setattr(loading, "from_weights", lambda *_: "eager")
+    monkeypatch.delenv("VKRT_BACKEND")
+    monkeypatch.setenv("VKRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backends, "_GPU_FILES", ())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({}, "shipped"),
+        ({"backend": "onnx"}, "shipped"),
+        ({"precision": "fp16"}, "shipped"),
+        ({"image_size": 64, "device": "cpu"}, "shipped"),
+        ({"backend": "onnx", "precision": "fp16", "device": "cuda:0"}, "shipped"),
+        ({"image_size": 96}, "exported"),
+        ({"precision": "fp32"}, "exported"),
+        ({"backend": "onnx", "image_size": 96, "precision": "fp16"}, "exported"),
+        ({"checkpoint": "weights"}, "exported"),
+        ({"precision": "bf16"}, "eager"),
+        ({"backend": "eager"}, "eager"),
+        ({"device": "cuda:0"}, "eager"),
+    ],
+)
+def test_when_the_shipped_bundle_is_taken(
+    shipped: Path, pico_checkpoint: Path, arguments: dict[str, Any], wanted: str
+) -> None:
+    if "checkpoint" in arguments:
+        arguments = {**arguments, "checkpoint": pico_checkpoint}
+    found: Any = vkrt.load("SAM2.1_pico", **arguments)
+    assert (found.folder == shipped) if wanted == "shipped" else (found == wanted)
+
+
+def test_the_environment_keeps_the_shipped_bundle_out(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VKRT_BACKEND", "eager")
+    assert vkrt.load("sam2.1-pico") == "eager"
+
+
+def test_an_install_without_the_shipped_bundle(shipped: Path) -> None:
+    (shipped / "manifest.json").unlink()
+    assert vkrt.load("sam2.1-pico") == "exported"
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "product.onnx"])
+def test_a_damaged_shipped_bundle(shipped: Path, file: str) -> None:
+    (shipped / file).write_bytes(b"{")
+    for arguments in ({}, {"backend": "onnx"}):
+        with pytest.raises(vkrt.CheckpointError, match=f"{file}.*reinstall") as caught:
+            vkrt.load("sam2.1-pico", **arguments)
+        assert "\n" not in str(caught.value)
+    assert vkrt.load("sam2.1-pico", backend="eager") == "eager"
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "words"),
+    [
+        ({"torch"}, {"image_size": 96}, r"not exported yet, .* torch: .*vkrt\[torch,cpu\]"),
+        ({"torch"}, {"precision": "fp32"}, r"not exported yet, .* torch: .*vkrt\[torch,cpu\]"),
+        ({"torch"}, {"precision": "bf16"}, r"vkrt\[torch\]"),
+        ({"torch", "onnxruntime", "openvino"}, {}, r"vkrt\[torch\].*vkrt\[cpu\]"),
+        ({"torch", "onnxruntime", "openvino"}, {"backend": "onnx"}, r"vkrt\[cpu\]"),
+    ],
+)
+def test_what_is_missing_is_named(
+    shipped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    absent: set[str],
+    arguments: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.setattr(loading, "find_bundle", find_bundle)
+    monkeypatch.setattr(loading, "from_weights", from_weights)
+    real = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else real(name))
+    with pytest.raises(vkrt.BackendError, match=words) as caught:
+        vkrt.load("sam2.1-pico", **arguments)
     assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from vkrt.bundle import Bundle, check_target, is_bundle, read_bundle
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError, CheckpointError, UnknownModelError
 from vkrt.export.cache import find_bundle
+from vkrt.export.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
 from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
 from vkrt.stage import Stage
@@ -43,11 +45,14 @@ def load(
             that `vkrt export` wrote, which needs no torch.
         checkpoint: an official .pt, a .safetensors file, a transformers folder or a bundle; None
             takes the packaged weights, or those that `vkrt pull` fetched.
-        backend: "eager" runs PyTorch, "onnx" ONNX Runtime; a checkpoint is then exported once,
-            into the cache folder. "auto" is "onnx" on a CPU where that can be, else "eager", or
-            what $VKRT_BACKEND says.
+        backend: "eager" runs PyTorch, "onnx" ONNX Runtime, "openvino" OpenVINO; for these two a
+            checkpoint is exported once, into the cache folder, unless a bundle of it ships with
+            vkrt. "auto" is "onnx" on a CPU where that can be, else "eager", or what
+            $VKRT_BACKEND says.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp32", "bf16" or "fp16"; with "onnx" that of the stored weights.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8"; in a bundle fp16 is that of the stored
+            weights alone. "int8" always runs on ONNX Runtime, with the image encoder's products in
+            integers as far as masks allow; its export takes minutes, and is kept in the cache.
         threads: CPU threads; None leaves the machine's default.
         image_size: side of the model's square input, a multiple of 32; None is the model's own.
         embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
@@ -74,8 +79,13 @@ def load(
         return from_bundle(bundle, options)
     if backend == "auto":
         options = replace(options, backend=default_backend())
+    if name is not None and source is None:
+        packaged = packaged_bundle(name, image_size, options)
+        if packaged is not None:
+            return from_bundle(packaged, options)
     if backends.may_use_bundle(options):
-        required = options.backend == "onnx"
+        # Where there is no PyTorch to fall back on, why there is no bundle is what counts.
+        required = backends.runs_bundles(options.backend) or not can_fall_back(options)
         found = find_bundle(name, source, image_size, options, required)
         if found is not None:
             return from_bundle(found, options)
@@ -97,10 +107,48 @@ def resolve(
     return os.fspath(model), None
 
 
+def can_fall_back(options: Options) -> bool:
+    """Tell whether PyTorch could run what no bundle is to be had of."""
+    if options.precision == "int8":
+        return False
+    found = backends.candidates(options.device)
+    return any(candidate.name == "eager" and candidate.usable for candidate in found)
+
+
+def packaged_bundle(name: str, image_size: int | None, options: Options) -> Bundle | None:
+    """Return the bundle that ships with a model, if that is what the options ask for.
+
+    Returns:
+        None where the model has none, where it is of another input size or precision, and where
+        it is not ONNX Runtime that is to run the model.
+
+    Raises:
+        CheckpointError: it is damaged.
+        BackendError: the onnx backend is asked for and can't run.
+    """
+    known = catalog.find(name, image_size)
+    folder = known.packaged_bundle
+    if folder is None or not is_bundle(folder):
+        return None
+    # Its own precision is of what it stores alone: it computes in fp32, which is what "auto" is.
+    if not backends.may_use_bundle(replace(options, precision="auto")):
+        return None
+    try:
+        bundle = read_bundle(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; this one came with vkrt: reinstall it") from None
+    held = bundle.header
+    as_wanted = options.precision in ("auto", held.precision)
+    return bundle if as_wanted and known.config.image_size == held.image_size else None
+
+
 def from_weights(
     name: str | None, source: Path | None, image_size: int | None, options: Options
 ) -> Segmenter:
     """Return a model that runs a checkpoint as PyTorch has it."""
+    if options.backend == "auto":
+        # Where nothing can run, this names all that could be installed and not PyTorch alone.
+        backends.choose("auto", options.device)
     backend = "eager" if options.backend == "auto" else options.backend
     chosen = backends.create(replace(options, backend=backend))
     # Behind `create`, so that a missing torch is told in one line and not as an ImportError.
@@ -117,6 +165,9 @@ def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
     Raises:
         CheckpointError: it lacks a stage, or was made for other preprocessing than this
             version has.
+
+    Warns:
+        RuntimeWarning: it is an int8 bundle from a machine whose CPU could do more than this one.
     """
     header = bundle.header
     known = catalog.find(header.model, header.image_size)
@@ -126,7 +177,14 @@ def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
         raise CheckpointError(
             f"{bundle.folder} was exported for other preprocessing of photos: export it again"
         )
-    chosen = backends.create(replace(options, backend="onnx"))
+    if header.quantization.get("weight_bits") == 8 and needs_reduced_range():
+        warnings.warn(
+            f"{bundle.folder} has weights of 8 bits, with which products overflow on this CPU and "
+            "masks suffer: export it again here",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    chosen = backends.create(replace(options, backend=backends.bundle_runner(options.backend)))
     return segmenter(known, bundle.stages, chosen, header.fingerprint, options)
 
 
@@ -166,7 +224,7 @@ def check_wanted(
             f"{folder} takes pictures of {held.image_size} pixels, not {image_size}: "
             f"export it with --image-size {image_size}"
         )
-    if options.backend not in ("auto", "onnx"):
+    if options.backend != "auto" and not backends.runs_bundles(options.backend):
         raise BackendError(
             f"{folder} is a bundle, which {options.backend} can't run; "
             'give its checkpoint, or backend="onnx"'
@@ -186,18 +244,27 @@ def export_model(
     precision: str = "fp32",
     image_size: int | None = None,
     force: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
+    allow_loss: bool = False,
 ) -> Bundle:
     """Write a model as a bundle, which vkrt.load runs without torch.
 
     Args:
         model, checkpoint, image_size: as in load.
         out: the folder to make.
-        precision: of the stored weights, "fp32" or "fp16"; the arithmetic is in fp32.
+        precision: "fp32"; "fp16" for weights in half the bytes and arithmetic in fp32; or "int8"
+            for an image encoder whose products are in 8-bit integers where that is faster on this
+            machine and costs no masks: on held-out scenes their mean IoU to fp32 is at least 0.98.
         force: replace a bundle that is there.
+        calibration: a folder of photos like those that an int8 model is to see; their ranges
+            count besides those of procedural scenes.
+        allow_loss: write an int8 bundle that is as fast as can be, whatever its masks lose.
 
     Raises:
         OutputError: the folder can't be made, or exists.
-        BackendError: packages are missing, or the bundle would not give what PyTorch gives.
+        BackendError: packages are missing, the bundle would not give what PyTorch gives, or int8
+            is not faster here or loses masks.
+        ImageError: the calibration folder has no photo, or one that can't be read.
         UnknownModelError, CheckpointError, DownloadError: as in load.
     """
     lacking = backends.needed_to_export()
@@ -205,9 +272,20 @@ def export_model(
         raise BackendError(f"export needs {lacking}: run pip install 'vkrt[torch,cpu]'")
     if precision not in PRECISIONS:
         raise BackendError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "int8" and (calibration is not None or allow_loss):
+        raise BackendError("calibration and allowed loss are of int8: add --precision int8")
     check_target(Path(out), force)
     name, source = resolve(model, checkpoint)
     if name is not None:
         catalog.find(name, image_size)
-    export_weights(name, source, Path(out), precision, image_size, force=force)
+    export_weights(
+        name,
+        source,
+        Path(out),
+        precision,
+        image_size,
+        force=force,
+        calibration=None if calibration is None else Path(calibration),
+        allow_loss=allow_loss,
+    )
     return read_bundle(out)

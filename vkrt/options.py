@@ -10,8 +10,8 @@ from vkrt.errors import BackendError
 
 __all__ = ["BACKENDS", "PRECISIONS", "Options", "cache_folder", "default_backend", "usable_cores"]
 
-BACKENDS = ("auto", "eager", "onnx")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BACKENDS = ("auto", "eager", "onnx", "openvino")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -48,9 +48,10 @@ class Options:
     """Say how to run a model.
 
     Attributes:
-        backend: "auto", "eager" or "onnx".
+        backend: "auto", "eager", "onnx" or "openvino".
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto" (fp32 on a CPU, bf16 on a GPU that has it), "fp32", "bf16" or "fp16".
+        precision: "auto" (fp32 on a CPU, bf16 on a GPU that has it), "fp32", "bf16", "fp16" or
+            "int8", which ONNX Runtime alone has.
         threads: CPU threads for the model and the pre- and post-processing; None leaves the
             machine's default.
         embedding_cache_bytes: bound of the embedding cache; 0 turns it off.

@@ -92,6 +92,13 @@ class OursOnnx(Ours):
             return super().load(assets, threads)
 
 
+class OursOpenVino(OursOnnx):
+    """Segment with vkrt's OpenVINO backend, which runs the same bundle."""
+
+    name = "vkrt-openvino"
+    backend = "openvino"
+
+
 class OursBundle(Ours):
     """Segment with a bundle of vkrt, as it is deployed: a folder, and no torch."""
 

@@ -14,12 +14,14 @@ from vkrt.options import Options
 
 __all__ = [
     "Candidate",
+    "bundle_runner",
     "can_export",
     "candidates",
     "choose",
     "create",
     "may_use_bundle",
     "needed_to_export",
+    "runs_bundles",
 ]
 
 
@@ -46,11 +48,23 @@ class _Kind:
     needs: str
     extra: str
     target: str
+    # What it has of a bundle; nothing where it runs checkpoints.
+    precisions: tuple[str, ...] = ()
 
 
 _EAGER = _Kind("eager", "torch", "torch", "vkrt.backends.eager:EagerBackend")
-_ONNX = _Kind("onnx", "onnxruntime", "cpu", "vkrt.backends.onnx:OnnxBackend")
-# What turns a checkpoint into a bundle, which is what the onnx backend runs, and checks that.
+_ONNX = _Kind(
+    "onnx", "onnxruntime", "cpu", "vkrt.backends.onnx:OnnxBackend", ("fp32", "fp16", "int8")
+)
+_OPENVINO = _Kind(
+    "openvino",
+    "openvino",
+    "openvino",
+    "vkrt.backends.openvino:OpenVinoBackend",
+    ("fp32", "fp16"),
+)
+_KINDS = {kind.name: kind for kind in (_EAGER, _ONNX, _OPENVINO)}
+# What turns a checkpoint into a bundle and checks that.
 _EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 # One of these files is there where Linux, or Windows' own Linux, has a GPU that torch could use.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -69,7 +83,8 @@ def candidates(device: str = "auto") -> list[Candidate]:
     """Return every backend, in the order in which "auto" tries them; imports none of them."""
     onnx_first = can_export() and not on_gpu(device)
     found = []
-    for kind in (_ONNX, _EAGER) if onnx_first else (_EAGER, _ONNX):
+    # OpenVINO comes last: it encodes faster, but answers a click more slowly.
+    for kind in (*((_ONNX, _EAGER) if onnx_first else (_EAGER, _ONNX)), _OPENVINO):
         if installed(kind.needs):
             found.append(Candidate(kind.name, True, why_usable(kind)))
         else:
@@ -80,7 +95,7 @@ def candidates(device: str = "auto") -> list[Candidate]:
 
 def why_usable(kind: _Kind) -> str:
     """Return why a backend can run, and how far."""
-    if kind is _ONNX and not can_export():
+    if kind.precisions and not can_export():
         return f"{kind.needs} is installed (for bundles; exporting one needs {needed_to_export()})"
     return f"{kind.needs} is installed"
 
@@ -108,22 +123,38 @@ def on_gpu(device: str) -> bool:
     return torch.cuda.is_available()
 
 
+def runs_bundles(backend: str) -> bool:
+    """Tell whether this is the name of a backend that runs bundles."""
+    return backend in _KINDS and bool(_KINDS[backend].precisions)
+
+
+def bundle_runner(backend: str) -> str:
+    """Return the backend that runs a bundle: the one named, or for "auto" the first installed."""
+    if backend != "auto":
+        return backend
+    able = (kind.name for kind in (_ONNX, _OPENVINO) if installed(kind.needs))
+    return next(able, _ONNX.name)
+
+
 def may_use_bundle(options: Options) -> bool:
     """Tell whether the options let a checkpoint run as a bundle, given that there is one.
 
     Raises:
-        BackendError: the onnx backend is asked for and can't run, or not at that precision.
+        BackendError: a backend of bundles is asked for, by its name or by int8, and can't run,
+            or not at that precision.
     """
-    if options.backend == "onnx":
-        choose("onnx")
-        if options.precision not in ("auto", "fp32", "fp16"):
+    kind = _KINDS[bundle_runner(options.backend)]
+    int8 = options.backend == "auto" and options.precision == "int8"
+    if runs_bundles(options.backend) or int8:
+        choose(kind.name)
+        if options.precision not in ("auto", *kind.precisions):
             raise BackendError(
-                f"the onnx backend has no {options.precision}; take fp32, fp16 (for the weights) "
-                'or backend="eager"'
+                f"the {kind.name} backend has no {options.precision}; take one of "
+                f"{', '.join(kind.precisions)} (fp16 is of the weights alone), or another backend"
             )
         return True
     wanted = options.backend == "auto" and options.precision in ("auto", "fp32")
-    return wanted and installed("onnxruntime") and not on_gpu(options.device)
+    return wanted and installed(kind.needs) and not on_gpu(options.device)
 
 
 def choose(wanted: str, device: str = "auto") -> Candidate:
@@ -147,7 +178,6 @@ def create(options: Options) -> Backend:
         BackendError: neither it nor, for "auto", any other can run here.
     """
     chosen = choose(options.backend, options.device)
-    target = next(kind.target for kind in (_EAGER, _ONNX) if kind.name == chosen.name)
-    module, _, attribute = target.partition(":")
+    module, _, attribute = _KINDS[chosen.name].target.partition(":")
     backend: Backend = getattr(import_module(module), attribute)(options)
     return backend

@@ -314,6 +314,16 @@ PARTS = (
     Recipe(),
     replace(LATER, scene_size=320, steps=900, learning_rate=1.5e-4, seed=1),
     replace(LATER, steps=7_400, learning_rate=5e-4, prefer_sparse=True, muon=True, seed=2),
+    replace(
+        LATER,
+        image_size=384,
+        steps=5_000,
+        rounds=2,
+        learning_rate=4e-4,
+        prefer_sparse=True,
+        muon=True,
+        seed=3,
+    ),
 )
 
 

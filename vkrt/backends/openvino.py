@@ -1,0 +1,139 @@
+"""OpenVINO: runs the .onnx files of a bundle on the CPU with its own kernels, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import properties
+from openvino.properties import hint
+
+from vkrt.errors import BackendError
+from vkrt.options import Options, usable_cores
+from vkrt.stage import Program, Stage, bind, shape_of
+
+__all__ = ["OpenVinoBackend"]
+
+DEVICE = "CPU"
+
+
+class OpenVinoBackend:
+    """Run stages whose modules are paths of .onnx files with OpenVINO's CPU plugin.
+
+    Raises:
+        BackendError: the options name another device.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, options: Options) -> None:
+        if options.device not in ("auto", "cpu"):
+            raise BackendError(
+                f"device {options.device!r} is not usable by the openvino backend; use cpu"
+            )
+        self._core = ov.Core()
+        self._settings = settings(options.threads or usable_cores())
+        self._programs: list[OpenVinoProgram] = []
+
+    def prepare(self, stage: Stage) -> Program:
+        """Return a program that runs the stage's .onnx file.
+
+        Raises:
+            BackendError: OpenVINO can't run it, or its inputs and outputs are not the ports.
+        """
+        path = Path(stage.module)
+        try:
+            compiled = self._core.compile_model(path, DEVICE, self._settings)
+        except Exception as error:
+            # OpenVINO raises RuntimeError of many lines, from the reader and from the plugin.
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"openvino {ov.__version__} can't run {path} ({reason:.200}): "
+                'update openvino or take backend="onnx"'
+            ) from error
+        check_ports(stage, compiled)
+        self._programs.append(OpenVinoProgram(compiled, stage))
+        return self._programs[-1]
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        """Return an uninitialized array."""
+        return np.empty(shape, dtype)
+
+    def from_host(self, array: np.ndarray) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def close(self) -> None:
+        """Release the compiled models; the programs can't be called any more."""
+        for program in self._programs:
+            program.close()
+        self._programs.clear()
+
+
+class OpenVinoProgram:
+    """Run one compiled model, one call at a time; every call writes into arrays of its own."""
+
+    def __init__(self, compiled: ov.CompiledModel, stage: Stage) -> None:
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._stage = stage
+        self._lock = Lock()
+
+    def __call__(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return one array per output port.
+
+        Raises:
+            ValueError: an array does not fit its port.
+            BackendError: the backend was closed.
+        """
+        stage = self._stage
+        given = [
+            np.ascontiguousarray(array, port.dtype)
+            for port, array in zip(stage.inputs, arrays, strict=True)
+        ]
+        sizes = bind(stage.inputs, (array.shape for array in given))
+        made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
+        with self._lock:
+            if self._request is None:
+                raise BackendError("this model was closed; load it again")
+            for port, array in zip((*stage.inputs, *stage.outputs), (*given, *made), strict=True):
+                self._request.set_tensor(port.name, ov.Tensor(array, shared_memory=True))
+            self._request.infer()
+        return made
+
+    def close(self) -> None:
+        """Release the compiled model."""
+        with self._lock:
+            self._request = None
+
+
+def settings(threads: int) -> dict[Any, Any]:
+    """Return how every model is compiled."""
+    return {
+        hint.performance_mode: hint.PerformanceMode.LATENCY,
+        # Where the CPU has bf16, OpenVINO would take it unasked.
+        hint.inference_precision: ov.Type.f32,
+        properties.inference_num_threads: threads,
+        # The cores are not its own: the pre- and post-processing and the program around us run too.
+        hint.enable_cpu_pinning: False,
+    }
+
+
+def check_ports(stage: Stage, compiled: ov.CompiledModel) -> None:
+    """Refuse a file whose inputs and outputs are not the stage's ports."""
+    for ports, nodes in ((stage.inputs, compiled.inputs), (stage.outputs, compiled.outputs)):
+        wanted = {port.name for port in ports}
+        found = [node.get_names() for node in nodes]
+        if len(found) != len(wanted) or not all(names & wanted for names in found):
+            have = ", ".join(sorted(min(names) for names in found))
+            raise BackendError(
+                f"{stage.module} has {have} where {stage.name} has "
+                f"{', '.join(sorted(wanted))}: export the bundle again"
+            )
