@@ -34,16 +34,17 @@ def split_product(graph: ir.Graph, split: ir.Node) -> None:
     assert addition.inputs[1] is not None, "it has a content"
     count = len(split.outputs)
     parts = zip(np.split(weight, count, axis=1), np.split(bias, count), strict=True)
+    nodes: list[ir.Node] = []
     for index, (columns, offset) in enumerate(parts):
         # The bias has the name that it has in the model; the weight was transposed.
         layer = str(addition.inputs[1].name).removesuffix(".bias")
         right = new_constant(graph, f"{layer}.weight_{index}", columns)
         narrow = ir.node("MatMul", [product.inputs[0], right])
         added = new_constant(graph, f"{layer}.bias_{index}", offset)
-        shifted = ir.node("Add", [narrow.outputs[0], added])
-        graph.insert_before(split, [narrow, shifted])
-        ir.convenience.replace_all_uses_with(split.outputs[index], shifted.outputs[0])
-    graph.remove([split, addition, product], safe=True)
+        nodes += [narrow, ir.node("Add", [narrow.outputs[0], added])]
+    made = [node.outputs[0] for node in nodes[1::2]]
+    replaced = [split, addition, product]
+    ir.convenience.replace_nodes_and_values(graph, split, replaced, nodes, split.outputs, made)
 
 
 def drop_zeros(graph: ir.Graph, addition: ir.Node) -> None:
