@@ -94,7 +94,7 @@ def test_long_attention_comes_in_parts(
 
 
 def test_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="can.t export attend"):
+    with pytest.raises(BackendError, match="torch can't export attend"):
         stage_to_onnx(attend(is_causal=True), tmp_path / "a.onnx")
 
 
