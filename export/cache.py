@@ -12,7 +12,7 @@ from pathlib import Path
 from vkrt import __version__, backends, catalog, export, kernels, models
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.errors import BackendError, CheckpointError, OutputError
-from vkrt.export.cpu import needs_reduced_range
+from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, export_weights
 from vkrt.export.prune import lock_of, mark_used, prune
 from vkrt.manifest import digest_of

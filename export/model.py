@@ -36,8 +36,8 @@ def export_weights(
 
     The other arguments are those of vkrt.loading.export_model.
     """
-    from vkrt.export.calibration import find_photos
-    from vkrt.export.int8 import Int8
+    from vkrt.export.int8.calibration import find_photos
+    from vkrt.export.int8.recipe import Int8
     from vkrt.export.write import write_bundle
     from vkrt.models.sam2.stages import image_stages
     from vkrt.weights.sam2 import load_sam2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["simplify"]
+__all__ = ["drop_unused", "simplify"]
 
 
 def simplify(model: ir.Model) -> None:

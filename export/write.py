@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from vkrt.bundle import building
 from vkrt.export.check import Figure, check_stage, refuse_failures
-from vkrt.export.int8 import ENCODER, Int8, quantize_encoder
+from vkrt.export.int8.recipe import ENCODER, Int8, quantize_encoder
 from vkrt.export.to_onnx import stage_to_onnx
 from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage

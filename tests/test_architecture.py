@@ -72,7 +72,7 @@ TORCH_FREE = (
     "stage",
 )
 HEAVY = {"torch", "transformers", "triton", "onnx", "huggingface_hub", "skimage"}
-BACKEND_NAMES = {"eager", "compiled", "onnx", "fake"}
+BACKEND_NAMES = {"eager", "compiled", "onnx", "openvino", "fake"}
 
 
 @dataclass

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vkrt.cli import main
 from vkrt.errors import ImageError
-from vkrt.export.calibration import MOST_PHOTOS, find_photos, photo_inputs, scene_inputs
+from vkrt.export.int8.calibration import MOST_PHOTOS, find_photos, photo_inputs, scene_inputs
 
 
 def test_a_folder_of_photos(tmp_path: Path, photo: np.ndarray) -> None:

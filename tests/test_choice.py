@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vkrt.export import speed
-from vkrt.export.choice import Choice, choose, give_back
-from vkrt.export.cpu import needs_reduced_range
-from vkrt.export.products import Shape
-from vkrt.export.quantize import DYNAMIC, FP32, STATIC, Form
-from vkrt.export.speed import time_forms
+from vkrt.export.int8 import speed
+from vkrt.export.int8.choice import Choice, choose, give_back
+from vkrt.export.int8.cpu import needs_reduced_range
+from vkrt.export.int8.products import Shape
+from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form
+from vkrt.export.int8.speed import time_forms
 
 WIDTH, ROWS = 24, 40
 INT8_FASTER = {FP32: 3.0, STATIC: 1.0, DYNAMIC: 2.0}
@@ -41,7 +41,7 @@ def test_which_cpus_need_a_reduced_range(machine: str, flags: set[str], reduced:
 
 def test_the_flags_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "cpuinfo"
-    monkeypatch.setattr("vkrt.export.cpu.CPUINFO", info)
+    monkeypatch.setattr("vkrt.export.int8.cpu.CPUINFO", info)
     assert needs_reduced_range("x86_64")
     info.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx_vnni\n\nflags\t: fpu\n")
     assert not needs_reduced_range("x86_64")

@@ -20,7 +20,7 @@ from vkrt.bundle import building, read_bundle
 from vkrt.errors import BackendError, OutputError
 from vkrt.export import cache
 from vkrt.export.cache import bundle_key, cached_bundle
-from vkrt.export.cpu import needs_reduced_range
+from vkrt.export.int8.cpu import needs_reduced_range
 
 TESTS = Path(__file__).resolve().parent
 

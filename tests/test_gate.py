@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vkrt.demo.scenes import make_scene
-from vkrt.export.gate import Gate, Verdict, mask_iou, middle, questions
+from vkrt.export.int8.gate import Gate, Verdict, mask_iou, middle, questions
 
 
 def test_the_middle_of_a_mask() -> None:

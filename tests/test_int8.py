@@ -20,12 +20,13 @@ import vkrt
 from vkrt.bundle import read_bundle
 from vkrt.cli import main
 from vkrt.errors import BackendError
-from vkrt.export import int8, to_onnx, write
+from vkrt.export import to_onnx, write
 from vkrt.export.files import load_model, save_model
-from vkrt.export.gate import Gate, Verdict
-from vkrt.export.int8 import ENCODER, Int8
-from vkrt.export.products import Shape, find_products
-from vkrt.export.quantize import DYNAMIC, FP32, STATIC, Form
+from vkrt.export.int8 import recipe
+from vkrt.export.int8.gate import Gate, Verdict
+from vkrt.export.int8.products import Shape, find_products
+from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form
+from vkrt.export.int8.recipe import ENCODER, Int8
 from vkrt.loading import export_model
 from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage
@@ -52,8 +53,8 @@ def unquantized(copied: Callable[[], Path], pico: str) -> tuple[dict[str, Stage]
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "Gate", partial(Gate, scenes=3))
-    monkeypatch.setattr(int8, "SCENES", range(4))
+    monkeypatch.setattr(recipe, "Gate", partial(Gate, scenes=3))
+    monkeypatch.setattr(recipe, "SCENES", range(4))
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_an_int8_bundle_runs_and_says_what_was_chosen(
     folder = stages[ENCODER].module.parent
     whole = stages[ENCODER].module.stat().st_size
     weights = sum(p.weight.size for p in find_products(ir.load(stages[ENCODER].module).graph))
-    record = int8.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
+    record = recipe.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
     assert {path.name for path in folder.iterdir()} == {path.name for path in pico_bundle.iterdir()}
     # Three bytes less for each weight, and what nodes and scales take.
     assert stages[ENCODER].module.stat().st_size < whole - 3 * weights + 700 * len(
@@ -113,7 +114,7 @@ def test_weights_beside_the_file_stay_beside_it(
     save_model(model, path)
     beside = path.with_name(f"{path.name}.data")
     whole = beside.stat().st_size
-    record = int8.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
+    record = recipe.quantize_encoder(stages, header, Int8(allow_loss=True, measure=faster))
     assert 0 < beside.stat().st_size < whole
     write_manifest(path.parent, replace(header, quantization=record), stages.values())
     with vkrt.load(path.parent) as sam:
@@ -125,7 +126,7 @@ def test_what_costs_masks_goes_back_until_they_are_kept(
 ) -> None:
     stages, header = unquantized
     verdicts[:] = [0.97, 0.985]
-    record = int8.quantize_encoder(stages, header, Int8(measure=faster_late))
+    record = recipe.quantize_encoder(stages, header, Int8(measure=faster_late))
     reasons = Counter(product["reason"] for product in record["products"])
     assert reasons["quality"] and reasons["faster"] and sum(reasons.values()) > 20
     assert reasons["quality"] + reasons["faster"] == 4
@@ -139,11 +140,11 @@ def test_a_bundle_that_loses_masks_is_refused_and_the_loss_can_be_allowed(
     verdicts[:] = [0.5]
     before = stages[ENCODER].module.read_bytes()
     with pytest.raises(BackendError, match=r"IoU to fp32 0\.500 .*0\.98 is wanted") as caught:
-        int8.quantize_encoder(stages, header, Int8(measure=faster_late))
+        recipe.quantize_encoder(stages, header, Int8(measure=faster_late))
     assert "\n" not in str(caught.value) and "--allow-loss" in str(caught.value)
     assert stages[ENCODER].module.read_bytes() == before
     how = Int8(allow_loss=True, measure=faster_late)
-    record = int8.quantize_encoder(stages, header, how)
+    record = recipe.quantize_encoder(stages, header, how)
     assert record["masks"]["loss_allowed"] and record["masks"]["iou"] == 0.5
     assert Counter(product["form"] for product in record["products"])[STATIC] == 4
 
@@ -153,9 +154,9 @@ def test_int8_that_gains_nothing_is_refused(
 ) -> None:
     stages, header = unquantized
     with pytest.raises(BackendError, match="not faster than fp32 for any"):
-        int8.quantize_encoder(stages, header, Int8(measure=lambda *_: INT8_SLOWER))
+        recipe.quantize_encoder(stages, header, Int8(measure=lambda *_: INT8_SLOWER))
     with pytest.raises(BackendError, match=f"no {ENCODER}"):
-        int8.quantize_encoder({}, header, Int8())
+        recipe.quantize_encoder({}, header, Int8())
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def ready_files(monkeypatch: pytest.MonkeyPatch, pico_bundle: Path) -> None:
         shutil.copy(pico_bundle / f"{stage.name}.onnx", path)
 
     monkeypatch.setattr(write, "stage_to_onnx", stage_to_onnx)
-    monkeypatch.setattr(int8, "time_forms", faster_late)
+    monkeypatch.setattr(recipe, "time_forms", faster_late)
 
 
 def test_the_command_writes_int8(
@@ -212,7 +213,7 @@ def test_a_broken_int8_stage_is_not_written(
         scale.const_value = ir.tensor(np.full(scale.const_value.shape, np.nan, np.float32))
         ir.save(model, old)
 
-    monkeypatch.setattr(int8, "replace_file", exchange)
+    monkeypatch.setattr(recipe, "replace_file", exchange)
     with pytest.raises(BackendError, match="differ from eager PyTorch"):
         export_model(pico, tmp_path / "b", pico_checkpoint, precision="int8")
     assert not list(tmp_path.iterdir())

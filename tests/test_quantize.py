@@ -10,10 +10,10 @@ import pytest
 
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
-from vkrt.export.observe import observe
-from vkrt.export.products import Shape, find_products, shapes_of
-from vkrt.export.quantize import DYNAMIC, STATIC, Form, Range, quantize, weight_to_int8
-from vkrt.export.speed import product_model, tensor_value
+from vkrt.export.int8.observe import observe
+from vkrt.export.int8.products import Shape, find_products, shapes_of
+from vkrt.export.int8.quantize import DYNAMIC, STATIC, Form, Range, quantize, weight_to_int8
+from vkrt.export.int8.speed import product_model, tensor_value
 from vkrt.options import Options
 from vkrt.stage import Port, Stage
 

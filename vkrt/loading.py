@@ -14,7 +14,7 @@ from vkrt.bundle import Bundle, check_target, is_bundle, read_bundle
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError, CheckpointError, UnknownModelError
 from vkrt.export.cache import find_bundle
-from vkrt.export.cpu import needs_reduced_range
+from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
 from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
 from vkrt.stage import Stage

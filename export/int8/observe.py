@@ -12,7 +12,7 @@ import onnx_ir as ir
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
 from vkrt.export.files import load_model, save_model
-from vkrt.export.quantize import Range
+from vkrt.export.int8.quantize import Range
 from vkrt.options import Options
 from vkrt.stage import Port, Stage
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
-from vkrt.export.calibration import TRIALS, scene_inputs
 from vkrt.export.files import load_model, save_model
-from vkrt.export.observe import observe
-from vkrt.export.products import find_products, shapes_of
-from vkrt.export.quantize import Form, quantize
+from vkrt.export.int8.calibration import TRIALS, scene_inputs
+from vkrt.export.int8.observe import observe
+from vkrt.export.int8.products import find_products, shapes_of
+from vkrt.export.int8.quantize import Form, quantize
 from vkrt.options import Options
 from vkrt.stage import Stage
 

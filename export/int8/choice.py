@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vkrt.export.products import Shape
-from vkrt.export.quantize import DYNAMIC, FP32, STATIC, Form
-from vkrt.export.speed import Seconds
+from vkrt.export.int8.products import Shape
+from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form
+from vkrt.export.int8.speed import Seconds
 
 __all__ = ["FASTER", "NOT_FASTER", "QUALITY", "Choice", "choose", "give_back"]
 

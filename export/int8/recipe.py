@@ -13,14 +13,14 @@ from vkrt import catalog
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError
-from vkrt.export.calibration import SCENES, photo_inputs, scene_inputs
-from vkrt.export.choice import Choice, choose, give_back
-from vkrt.export.cpu import needs_reduced_range
-from vkrt.export.gate import Gate, Verdict
-from vkrt.export.products import Shape
-from vkrt.export.quantize import FP32
-from vkrt.export.speed import Seconds, time_forms
-from vkrt.export.trials import Trials
+from vkrt.export.int8.calibration import SCENES, photo_inputs, scene_inputs
+from vkrt.export.int8.choice import Choice, choose, give_back
+from vkrt.export.int8.cpu import needs_reduced_range
+from vkrt.export.int8.gate import Gate, Verdict
+from vkrt.export.int8.products import Shape
+from vkrt.export.int8.quantize import FP32
+from vkrt.export.int8.speed import Seconds, time_forms
+from vkrt.export.int8.trials import Trials
 from vkrt.manifest import Header
 from vkrt.options import Options
 from vkrt.stage import Stage

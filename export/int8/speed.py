@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from vkrt.backends.onnx import CPU, session_options, set_arena
-from vkrt.export.products import Shape, find_products
-from vkrt.export.quantize import DYNAMIC, FP32, STATIC, Form, Range, quantize
+from vkrt.export.int8.products import Shape, find_products
+from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form, Range, quantize
 from vkrt.export.to_onnx import OPSET
 from vkrt.options import usable_cores
 

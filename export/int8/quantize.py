@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-from vkrt.export.products import Product, find_products
+from vkrt.export.int8.products import Product, find_products
+from vkrt.export.simplify import drop_unused
 
 __all__ = ["DYNAMIC", "FP32", "STATIC", "Form", "Range", "quantize"]
 
@@ -116,10 +117,3 @@ def replace(graph: ir.Graph, product: Product, node: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(
         graph, product.nodes[-1], product.nodes, [node], [product.output], node.outputs
     )
-
-
-def drop_unused(graph: ir.Graph) -> None:
-    """Drop the weights that nothing reads."""
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
