@@ -24,8 +24,8 @@ FACTOR = 8.0
 # A share of the largest value below which a difference says nothing: with FACTOR some dozen
 # roundings of float32, or one of a weight to fp16 (constants that the export computed from
 # weights are rounded too, so weights that are whole in fp16 still do not give the same).
-# With int8 only what is broken is to be found: masks tell what its rounding does (export/int8/gate.py),
-# and noise, which these inputs are, has ranges that no picture has.
+# With int8 only what is broken is to be found: masks tell what its rounding does
+# (export/int8/gate.py), and noise, which these inputs are, has ranges that no picture has.
 LEAST_RELATIVE = {"fp32": 2.0**-20, "fp16": 2.0**-13, "int8": 2.0**-4}
 SEED = 20
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vkrt.export import to_onnx
-
 __all__ = ["load_model", "save_model"]
+
+# A protobuf holds 2 GiB; beside the weights lies the graph.
+MOST_INLINE_BYTES = 2**31 - 2**26
 
 
 def load_model(path: Path) -> ir.Model:
@@ -20,5 +21,11 @@ def load_model(path: Path) -> ir.Model:
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model; weights over 2 GB go into a second file beside it, path.data."""
-    large = to_onnx.weight_bytes(model) > to_onnx.MOST_INLINE_BYTES
+    large = weight_bytes(model) > MOST_INLINE_BYTES
     ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return how many bytes the weights of a model take."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

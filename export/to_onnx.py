@@ -18,6 +18,7 @@ from torch import nn
 
 from vkrt.errors import BackendError
 from vkrt.export.attention import TRANSLATIONS
+from vkrt.export.files import save_model
 from vkrt.export.half import store_half
 from vkrt.export.inputs import random_inputs, traced_sizes
 from vkrt.export.simplify import simplify
@@ -26,8 +27,6 @@ from vkrt.stage import Stage
 __all__ = ["OPSET", "stage_to_onnx"]
 
 OPSET = 20
-# A protobuf holds 2 GiB; beside the weights lies the graph.
-MOST_INLINE_BYTES = 2**31 - 2**26
 
 
 @runtime_checkable
@@ -58,8 +57,7 @@ def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
     strip_notes(model)
     if precision == "fp16":
         store_half(model)
-    beside = f"{path.name}.data" if weight_bytes(model) > MOST_INLINE_BYTES else None
-    ir.save(model, path, external_data=beside)
+    save_model(model, path)
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -71,12 +69,6 @@ def folded(module: nn.Module) -> nn.Module:
         if isinstance(part, Foldable):
             part.fold_constants()
     return twin
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Return how many bytes the weights of a model take."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def translate(stage: Stage) -> ir.Model:

@@ -405,6 +405,7 @@ def test_doctor_tells_what_would_run(call: Callable[..., Answer]) -> None:
     assert report["cpu"]["cores"] >= 1 and report["memory_bytes"] > 2**28
     assert report["torch"]["threads"] >= 1 and report["vkrt"] == vkrt.__version__
     assert "CPUExecutionProvider" in report["onnxruntime"]["providers"]
+    assert report["openvino"] and report["openvino"][:4].isdecimal()
     shown = call("doctor")
     assert shown.code == 0 and "eager on" in shown.out and report["cpu"]["model"] in shown.out
     assert report["onnxruntime"]["version"] in shown.out and "VKRT_BACKEND" in shown.out
@@ -421,7 +422,7 @@ def test_doctor_tells_what_auto_takes(
     report = call("doctor", "--json").json
     run = report["would_run"]
     assert run["backend"] == "onnx" and "onnxruntime is installed" in run["why"]
-    assert [tried["backend"] for tried in run["tried"]] == ["onnx", "eager"]
+    assert [tried["backend"] for tried in run["tried"]] == ["onnx", "eager", "openvino"]
     demo = report["demo_model"]
     assert (demo["bundle"], demo["backend"]) == (True, "onnx"), "run `make bundle`"
     assert doctor.describe_demo_model(demo) == "packaged, onnx runs its bundle"
@@ -447,6 +448,7 @@ def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.M
     commands = {item["what"]: item["command"] for item in answer.json["missing"]}
     assert commands["torch"] == "pip install 'vkrt[torch]'"
     assert commands["onnxruntime"] == "pip install 'vkrt[cpu]'"
+    assert commands["openvino"] == "pip install 'vkrt[openvino]'"
     shown = call("doctor")
     assert shown.code == 1 and "NOTHING" in shown.out and commands["torch"] in shown.out
 

@@ -19,7 +19,7 @@ from vkrt.backends.onnx import OnnxBackend
 from vkrt.bundle import read_bundle
 from vkrt.cli import main
 from vkrt.errors import BackendError, VkrtError
-from vkrt.export import to_onnx, write
+from vkrt.export import files, write
 from vkrt.export.check import Figure, check_stage, refuse_failures
 from vkrt.export.half import LEAST_VALUES, round_half
 from vkrt.export.inputs import random_inputs, traced_sizes, trial_sizes
@@ -160,7 +160,7 @@ def test_a_file_is_the_same_every_time_and_names_no_machine(
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_onnx, "MOST_INLINE_BYTES", 1000)
+    monkeypatch.setattr(files, "MOST_INLINE_BYTES", 1000)
     stage = mixer()
     write.write_bundle(HEADER, [stage], tmp_path / "b")
     bundle = read_bundle(tmp_path / "b")

@@ -20,7 +20,7 @@ import vkrt
 from vkrt.bundle import read_bundle
 from vkrt.cli import main
 from vkrt.errors import BackendError
-from vkrt.export import to_onnx, write
+from vkrt.export import files, write
 from vkrt.export.files import load_model, save_model
 from vkrt.export.int8 import recipe
 from vkrt.export.int8.gate import Gate, Verdict
@@ -110,7 +110,7 @@ def test_weights_beside_the_file_stay_beside_it(
     path = stages[ENCODER].module
     model = load_model(path)
     path.unlink()
-    monkeypatch.setattr(to_onnx, "MOST_INLINE_BYTES", 1000)
+    monkeypatch.setattr(files, "MOST_INLINE_BYTES", 1000)
     save_model(model, path)
     beside = path.with_name(f"{path.name}.data")
     whole = beside.stat().st_size

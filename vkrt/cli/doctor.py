@@ -17,6 +17,7 @@ __all__ = ["doctor", "examine"]
 OPTIONAL = {
     "torch": ("torch", "runs checkpoints and exports them: vkrt export"),
     "onnxruntime": ("cpu", "runs the demo model and other bundles, without torch"),
+    "openvino": ("openvino", "encodes photos faster, with --backend openvino"),
     "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
     "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
 }
@@ -50,6 +51,7 @@ def examine() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "torch": look_at_torch(),
         "onnxruntime": look_at_onnxruntime(),
+        "openvino": installed("openvino"),
         "native": native,
         "would_run": run,
         "missing": missing(native),
@@ -205,6 +207,7 @@ def show(report: dict[str, Any]) -> None:
         ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("torch", describe_torch(torch)),
         ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
+        ("openvino", report["openvino"] or "not installed"),
         ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
         ("because", run["why"]),
