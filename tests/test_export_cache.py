@@ -15,7 +15,7 @@ import pytest
 from toys import HEADER, write_toy
 
 import vkrt
-from vkrt import backends
+from vkrt import backends, catalog
 from vkrt.bundle import building, read_bundle
 from vkrt.errors import BackendError, OutputError
 from vkrt.export import cache
@@ -221,28 +221,28 @@ def test_the_key_holds_all_that_counts(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "b").write_bytes(b"weights")
     (tmp_path / "c").write_bytes(b"others")
     a, b, c = ([tmp_path / name] for name in "abc")
-    name = "sam2.1-nano"
-    key = bundle_key(name, 320, "fp32", a)
-    assert key == bundle_key(name, 320, "fp32", b) == bundle_key("SAM2.1_nano", None, "fp32", a)
+    name, size = "sam2.1-nano", catalog.find("sam2.1-nano").config.image_size
+    key = bundle_key(name, size, "fp32", a)
+    assert key == bundle_key(name, size, "fp32", b) == bundle_key("SAM2.1_nano", None, "fp32", a)
     others = {
-        bundle_key("sam2.1-tiny", 320, "fp32", a),
+        bundle_key("sam2.1-tiny", size, "fp32", a),
         bundle_key(name, 96, "fp32", a),
-        bundle_key(None, 320, "fp32", a),
-        bundle_key(name, 320, "fp16", a),
-        bundle_key(name, 320, "int8", a),
-        bundle_key(name, 320, "fp32", c),
-        bundle_key(name, 320, "fp32", a + b),
+        bundle_key(None, size, "fp32", a),
+        bundle_key(name, size, "fp16", a),
+        bundle_key(name, size, "int8", a),
+        bundle_key(name, size, "fp32", c),
+        bundle_key(name, size, "fp32", a + b),
     }
     # Of two CPUs that share a cache, each gets what it can do.
     monkeypatch.setattr(cache, "needs_reduced_range", lambda: not needs_reduced_range())
-    others.add(bundle_key(name, 320, "int8", a))
-    assert key == bundle_key(name, 320, "fp32", a)
+    others.add(bundle_key(name, size, "int8", a))
+    assert key == bundle_key(name, size, "fp32", a)
     monkeypatch.undo()
     monkeypatch.setattr(cache, "__version__", "9.9")
-    others.add(bundle_key(name, 320, "fp32", a))
+    others.add(bundle_key(name, size, "fp32", a))
     monkeypatch.undo()
     monkeypatch.setattr(cache, "source_digest", lambda: "another")
-    others.add(bundle_key(name, 320, "fp32", a))
+    others.add(bundle_key(name, size, "fp32", a))
     assert len(others) == 10 and key not in others
     assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
 

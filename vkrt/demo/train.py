@@ -306,8 +306,8 @@ def average(state: State, decay: float) -> None:
     )
 
 
-# The demo model was trained in four parts: the first where steps are cheap, the others at ever
-# larger sizes, the last of which is the one that it runs at, without help from the grouping loss.
+# The demo model was trained in four parts: the first where steps are cheap, the others at larger
+# sizes and without help from the grouping loss. It runs at a larger one still.
 # From the third on, scenes come as an engine shows them, enlarged from 256 pixels. Each part draws
 # its own scenes.
 LATER = Recipe(image_size=320, grouping_until=0.0, single_round_until=0.0)
