@@ -83,7 +83,7 @@ def candidates(device: str = "auto") -> list[Candidate]:
     """Return every backend, in the order in which "auto" tries them; imports none of them."""
     onnx_first = can_export() and not on_gpu(device)
     found = []
-    # OpenVINO comes last: it encodes faster, but answers a click more slowly.
+    # OpenVINO comes last: it is a choice, not what an install for something else brings along.
     for kind in (*((_ONNX, _EAGER) if onnx_first else (_EAGER, _ONNX)), _OPENVINO):
         if installed(kind.needs):
             found.append(Candidate(kind.name, True, why_usable(kind)))
