@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-__all__ = ["Click", "box_of", "correction", "deepest", "iou"]
+__all__ = ["Click", "correction", "deepest"]
 
 # x, y in pixels and the label: 1 on the object, 0 not on it.
 Click = tuple[int, int, int]
@@ -33,15 +33,3 @@ def correction(shown: np.ndarray, wanted: np.ndarray) -> Click | None:
     label = int(missed[2] >= extra[2])
     x, y, reach = missed if label else extra
     return (x, y, label) if reach > 0 else None
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tight box x0, y0, x1, y1 of a mask that is not empty, the far edges outside."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection of two masks over their union; 1 if both are empty."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0

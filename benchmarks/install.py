@@ -32,11 +32,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.clicks import iou
 from benchmarks.machine import ROOT, commit, today
 from benchmarks.photo import clicks_on, set_photo
 from benchmarks.results import append_rows, check_columns
 from vkrt.cli.doctor import cpu_model
+from vkrt.export.int8.gate import mask_iou
 from vkrt.options import usable_cores
 
 __all__ = ["INSTALLS", "PATHS", "InstallRow", "Place", "check_agreement", "make_row", "size_of"]
@@ -186,10 +186,10 @@ def check_agreement(places: Sequence[Place]) -> None:
     for place in places:
         if first is None or place.mask is None or not place.mask.any():
             raise RuntimeError(f"{place.path} gave an empty mask: nothing is written")
-        if iou(place.mask, first) < LEAST_IOU:
+        if mask_iou(place.mask, first) < LEAST_IOU:
             raise RuntimeError(
                 f"the masks of {place.path} and {places[0].path} have an IoU of only "
-                f"{iou(place.mask, first):.3f}: nothing is written"
+                f"{mask_iou(place.mask, first):.3f}: nothing is written"
             )
 
 

@@ -19,12 +19,13 @@ from rich.progress import track
 from rich.table import Table
 
 import vkrt
-from benchmarks.clicks import box_of, correction, deepest, iou
+from benchmarks.clicks import correction, deepest
 from benchmarks.machine import commit, today
 from benchmarks.results import QUALITY, QualityRow, append_rows, check_columns
 from vkrt import ImageEmbedding, Masks, Segmenter, VkrtError, catalog
 from vkrt.demo.scenes import Scene, make_scene
 from vkrt.demo.train import FIRST_TRAINING_SEED
+from vkrt.export.int8.gate import box_of, mask_iou
 from vkrt.weights.hub import pull
 
 __all__ = ["BARS", "Score", "ask_all", "choose_object", "evaluate", "held_out"]
@@ -70,7 +71,7 @@ def choose_object(scene: Scene, seed: int) -> np.ndarray | None:
 def score(answer: Masks, wanted: np.ndarray) -> Score:
     """Return the score of the mask that the model itself holds to be the best."""
     best = answer.best
-    return Score(iou(answer.masks[best], wanted), float(answer.scores[best]))
+    return Score(mask_iou(answer.masks[best], wanted), float(answer.scores[best]))
 
 
 def ask_clicks(embedding: ImageEmbedding, wanted: np.ndarray) -> dict[str, Score]:
@@ -79,7 +80,7 @@ def ask_clicks(embedding: ImageEmbedding, wanted: np.ndarray) -> dict[str, Score
     points, labels = [[x, y]], [1]
     answer = embedding.predict(points=points, labels=labels, multimask=True)
     first = score(answer, wanted)
-    ideal = Score(max(iou(mask, wanted) for mask in answer.masks))
+    ideal = Score(max(mask_iou(mask, wanted) for mask in answer.masks))
     for _ in range(CLICKS - 1):
         click = correction(answer.masks[answer.best], wanted)
         if click is None:

@@ -77,7 +77,7 @@ def weights_of(name: str | None, cache: Path) -> Path:
 
 def say_once(name: str) -> None:
     """Tell that this load takes longer, and why."""
-    print(f"vkrt: exporting {name} for ONNX Runtime, once; later loads find it", file=sys.stderr)
+    print(f"vkrt: exporting {name} as a bundle, once; later loads find it", file=sys.stderr)
 
 
 def bundle_key(

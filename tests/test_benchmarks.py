@@ -15,7 +15,7 @@ import typer
 from safetensors.torch import save_file
 
 from benchmarks import quality, results
-from benchmarks.clicks import box_of, correction, deepest, iou
+from benchmarks.clicks import correction, deepest
 from benchmarks.machine import commit
 from benchmarks.measure import compare, measure, rotated, summarize
 from benchmarks.quality import Score
@@ -211,24 +211,6 @@ def test_clicks_fall_inside_any_region() -> None:
             mask = scene.labels == label
             x, y, reach = deepest(mask)
             assert mask[y, x] and reach >= 1
-
-
-def test_box_is_tight() -> None:
-    mask = np.zeros((20, 30), bool)
-    mask[4:9, 7] = mask[6, 7:12] = True
-    x0, y0, x1, y1 = box_of(mask)
-    assert (x0, y0, x1, y1) == (7, 4, 12, 9)
-    assert np.count_nonzero(mask[y0:y1, x0:x1]) == np.count_nonzero(mask)
-    assert box_of(np.ones((3, 5), bool)) == (0, 0, 5, 3)
-
-
-def test_iou() -> None:
-    one = np.zeros((10, 10), bool)
-    one[:4] = True
-    assert iou(one, one) == 1
-    assert iou(one, ~one) == 0
-    assert iou(one, np.ones_like(one)) == pytest.approx(0.4)
-    assert iou(np.zeros_like(one), np.zeros_like(one)) == 1
 
 
 # Quality.

@@ -73,7 +73,7 @@ def test_the_first_load_exports_and_says_so(
 ) -> None:
     sam = vkrt.load(pico, pico_checkpoint, backend="onnx")
     assert capsys.readouterr().err == (
-        f"vkrt: exporting {pico} for ONNX Runtime, once; later loads find it\n"
+        f"vkrt: exporting {pico} as a bundle, once; later loads find it\n"
     )
     assert sam.backend == "onnx" and exports == ["fp32"]
     assert sam.encode(photo).predict(points=[[70, 40]]).masks.shape == (3, 90, 120)

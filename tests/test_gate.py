@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vkrt.demo.scenes import make_scene
-from vkrt.export.int8.gate import Gate, Verdict, mask_iou, middle, questions
+from vkrt.export.int8.gate import Gate, Verdict, box_of, mask_iou, middle, questions
 
 
 def test_the_middle_of_a_mask() -> None:
@@ -23,10 +23,20 @@ def test_the_middle_of_a_mask() -> None:
     assert middle(one) == (3, 0)
 
 
+def test_box_is_tight() -> None:
+    mask = np.zeros((20, 30), bool)
+    mask[4:9, 7] = mask[6, 7:12] = True
+    x0, y0, x1, y1 = box_of(mask)
+    assert (x0, y0, x1, y1) == (7, 4, 12, 9)
+    assert np.count_nonzero(mask[y0:y1, x0:x1]) == np.count_nonzero(mask)
+    assert box_of(np.ones((3, 5), bool)) == (0, 0, 5, 3)
+
+
 def test_mask_iou() -> None:
     mask = np.array([True, True, False, False])
     assert mask_iou(mask, mask) == 1 and mask_iou(mask, ~mask) == 0
     assert mask_iou(mask, np.array([True, False, False, True])) == pytest.approx(1 / 3)
+    assert mask_iou(mask, mask | True) == 0.5
     assert mask_iou(mask & False, mask & False) == 1
 
 

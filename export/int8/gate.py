@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from vkrt.demo.scenes import Scene, make_scene
 from vkrt.engines.sam2_image import Segmenter
 
-__all__ = ["LEAST_IOU", "SCENES", "Gate", "Verdict", "mask_iou"]
+__all__ = ["LEAST_IOU", "SCENES", "Gate", "Verdict", "box_of", "mask_iou"]
 
 LEAST_IOU = 0.98
 SCENES = 24
@@ -123,7 +123,7 @@ def middle(mask: np.ndarray) -> tuple[int, int]:
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tight box of a mask that is not empty, the far edges outside."""
+    """Return the tight box x0, y0, x1, y1 of a mask that is not empty, the far edges outside."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
 from vkrt.options import Options, usable_cores
-from vkrt.stage import Program, Stage, bind, shape_of
+from vkrt.stage import Program, Stage
 
 __all__ = ["OnnxBackend"]
 
@@ -33,7 +34,7 @@ SETTINGS = {
 }
 
 
-class OnnxBackend:
+class OnnxBackend(HostBackend["OnnxProgram"]):
     """Run stages whose modules are paths of .onnx files with ONNX Runtime.
 
     Attributes:
@@ -49,9 +50,9 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, options: Options) -> None:
+        super().__init__()
         self._threads = options.threads or usable_cores()
         self._providers = pick_providers(options.device, options.cache / "tensorrt")
-        self._programs: list[OnnxProgram] = []
         on_gpu = len(self._providers) > 1
         self.device = f"cuda:{device_index(options.device)}" if on_gpu else "cpu"
         if options.device.startswith("cuda") and not on_gpu:
@@ -85,24 +86,6 @@ class OnnxBackend:
             fall_back("its GPU provider did not start")
         return session
 
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-        """Return an uninitialized array."""
-        return np.empty(shape, dtype)
-
-    def from_host(self, array: np.ndarray) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def to_host(self, array: Any) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def close(self) -> None:
-        """Release the sessions; the programs can't be called any more."""
-        for program in self._programs:
-            program.close()
-        self._programs.clear()
-
 
 class OnnxProgram:
     """Run one session; every call writes into arrays of its own."""
@@ -122,12 +105,7 @@ class OnnxProgram:
         session, stage = self._session, self._stage
         if session is None:
             raise BackendError("this model was closed; load it again")
-        given = [
-            np.ascontiguousarray(array, port.dtype)
-            for port, array in zip(stage.inputs, arrays, strict=True)
-        ]
-        sizes = bind(stage.inputs, (array.shape for array in given))
-        made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
+        given, made, sizes = lay_out(stage, arrays)
         binding = session.io_binding()
         for port, array in zip(stage.inputs, given, strict=True):
             binding.bind_input(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

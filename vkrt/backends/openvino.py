@@ -11,16 +11,17 @@ import openvino as ov
 from openvino import properties
 from openvino.properties import hint
 
+from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
 from vkrt.options import Options, usable_cores
-from vkrt.stage import Program, Stage, bind, shape_of
+from vkrt.stage import Program, Stage
 
 __all__ = ["OpenVinoBackend"]
 
 DEVICE = "CPU"
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
     """Run stages whose modules are paths of .onnx files with OpenVINO's CPU plugin.
 
     Raises:
@@ -31,13 +32,13 @@ class OpenVinoBackend:
     device = "cpu"
 
     def __init__(self, options: Options) -> None:
+        super().__init__()
         if options.device not in ("auto", "cpu"):
             raise BackendError(
                 f"device {options.device!r} is not usable by the openvino backend; use cpu"
             )
         self._core = ov.Core()
         self._settings = settings(options.threads or usable_cores())
-        self._programs: list[OpenVinoProgram] = []
 
     def prepare(self, stage: Stage) -> Program:
         """Return a program that runs the stage's .onnx file.
@@ -59,24 +60,6 @@ class OpenVinoBackend:
         self._programs.append(OpenVinoProgram(compiled, stage))
         return self._programs[-1]
 
-    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-        """Return an uninitialized array."""
-        return np.empty(shape, dtype)
-
-    def from_host(self, array: np.ndarray) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def to_host(self, array: Any) -> np.ndarray:
-        """Return the array itself."""
-        return array
-
-    def close(self) -> None:
-        """Release the compiled models; the programs can't be called any more."""
-        for program in self._programs:
-            program.close()
-        self._programs.clear()
-
 
 class OpenVinoProgram:
     """Run one compiled model, one call at a time; every call writes into arrays of its own."""
@@ -94,12 +77,7 @@ class OpenVinoProgram:
             BackendError: the backend was closed.
         """
         stage = self._stage
-        given = [
-            np.ascontiguousarray(array, port.dtype)
-            for port, array in zip(stage.inputs, arrays, strict=True)
-        ]
-        sizes = bind(stage.inputs, (array.shape for array in given))
-        made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
+        given, made, _ = lay_out(stage, arrays)
         with self._lock:
             if self._request is None:
                 raise BackendError("this model was closed; load it again")

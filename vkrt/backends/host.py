@@ -1,0 +1,69 @@
+"""What backends share whose arrays are numpy's own, in the memory of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from vkrt.stage import Stage, bind, shape_of
+
+__all__ = ["HostBackend", "lay_out"]
+
+
+class Closable(Protocol):
+    """Hold something that can be released."""
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+P = TypeVar("P", bound=Closable)
+
+
+class HostBackend(Generic[P]):
+    """Keep the programs of a backend and hand arrays over as they are."""
+
+    def __init__(self) -> None:
+        self._programs: list[P] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+        """Return an uninitialized array."""
+        return np.empty(shape, dtype)
+
+    def from_host(self, array: np.ndarray) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def close(self) -> None:
+        """Release what the programs hold; they can't be called any more."""
+        for program in self._programs:
+            program.close()
+        self._programs.clear()
+
+
+def lay_out(
+    stage: Stage, arrays: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], tuple[np.ndarray, ...], dict[str, int]]:
+    """Return a call's inputs as the ports want them, new arrays for its outputs, and the sizes.
+
+    Args:
+        stage: what is called.
+        arrays: one per input port, of any layout and dtype.
+
+    Raises:
+        ValueError: an array does not fit its port.
+    """
+    given = [
+        np.ascontiguousarray(array, port.dtype)
+        for port, array in zip(stage.inputs, arrays, strict=True)
+    ]
+    sizes = bind(stage.inputs, (array.shape for array in given))
+    made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
+    return given, made, sizes
