@@ -10,6 +10,7 @@ __all__ = [
     "OutputError",
     "PromptError",
     "UnknownModelError",
+    "VideoError",
     "VkrtError",
 ]
 
@@ -32,6 +33,10 @@ class DownloadError(VkrtError, OSError):
 
 class ImageError(VkrtError, ValueError):
     """Give a picture that can't be read or is beyond the stated limits."""
+
+
+class VideoError(VkrtError, ValueError):
+    """Give a clip or a frame of one that can't be read or does not fit the others."""
 
 
 class PromptError(VkrtError, ValueError):

@@ -18,6 +18,7 @@ OPTIONAL = {
     "torch": ("torch", "runs checkpoints and exports them: vkrt export"),
     "onnxruntime": ("cpu", "runs the demo model and other bundles, without torch"),
     "openvino": ("openvino", "encodes photos faster, with --backend openvino"),
+    "av": ("video", "reads and writes video files, and cameras: vkrt track"),
     "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
     "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
 }

@@ -18,10 +18,12 @@ from vkrt.media.planes import as_logits, as_masks, check_size
 __all__ = [
     "Binarized",
     "binarize",
+    "binarize_apart",
     "choose",
     "clean_logits",
     "fill_holes",
     "magnitude",
+    "mask_to_input",
     "mask_to_logits",
     "read_mask",
     "remove_sprinkles",
@@ -131,6 +133,30 @@ def binarize(
     return Binarized(*run.binarize(logits, height, width, threshold, offset, threads or 0, packed))
 
 
+def binarize_apart(
+    logits: np.ndarray, height: int, width: int, threads: int | None = None
+) -> np.ndarray:
+    """Stretch the logits of objects to a picture's size and give each pixel to one of them.
+
+    A pixel is that of the object with the largest logit there, if it is above 0.
+
+    Args:
+        logits: (N, h, w) float32.
+        height, width: the picture's.
+
+    Returns:
+        (N, height, width) bool.
+
+    Raises:
+        ImageError: the logits are no such array, or a mask can't have the size.
+    """
+    large = upsample(logits, height, width, threads)
+    if len(large) < 2:
+        return large > 0
+    owner = large.argmax(axis=0)
+    return (large > 0) & (owner == np.arange(len(large)).reshape(-1, 1, 1))
+
+
 def unpack(masks: np.ndarray, width: int) -> np.ndarray:
     """Return packed masks (..., ceil(width / 8)) uint8 as (..., width) bool.
 
@@ -232,6 +258,20 @@ def mask_to_logits(mask: np.ndarray, size: int) -> np.ndarray:
     coverage = np.asarray(inside.resize((size, size), Image.Resampling.BOX))
     coverage = np.clip(coverage, 0, 1)  # the filter's rounding may go beyond
     return (coverage * np.float32(PROMPT_SCALE) + np.float32(PROMPT_BIAS))[None]
+
+
+def mask_to_input(mask: np.ndarray, size: int) -> np.ndarray:
+    """Stretch a mask to a network's input: (size, size) float32 of 0 and 1.
+
+    A pixel is in the mask where the antialiased bilinear resize gives at least a half, as SAM 2
+    has it for masks given on frames.
+
+    Args:
+        mask: (H, W) bool.
+    """
+    grey = Image.fromarray(mask.astype(np.float32))
+    stretched = np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
+    return (stretched >= 0.5).astype(np.float32)
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:

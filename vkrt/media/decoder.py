@@ -1,0 +1,211 @@
+"""Decoding video with PyAV: one pass over a file or a camera, damage named frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vkrt.errors import VideoError
+from vkrt.media.image import MAX_PIXELS, check_size
+from vkrt.media.ledger import Ledger, Picture
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+__all__ = ["Decoder", "load_av", "open_file"]
+
+READABLE = "give an MP4, MKV, WebM, AVI or GIF file, or a folder of pictures"
+BUFFER = 1 << 18
+# Errors in a row after which the rest of a file is given up.
+PATIENCE = 8
+QUARTER = 90
+# Recordings of broadcasts, and bare streams: what comes before their first keyframe is no damage.
+BEGINS_ANYWHERE = {"flv", "h264", "hevc", "m4v", "mpeg", "mpegts", "mpegvideo"}
+# Where a packet is a whole frame: these containers, with these codecs (by PyAV's decoders).
+ONE_EACH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+WHOLE_FRAMES = {"av1", "h264", "hevc", "libdav1d", "libvpx-vp9", "vp9"}
+MICROSECONDS = 1_000_000
+ROUNDING = 0.02
+
+
+class Unnamed:
+    """Show only the content of a file: a name's ending would make PyAV take a text for a film."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
+class Decoder(Iterator[Picture]):
+    """Give the pictures of an open video in the order they are shown, damaged ones included.
+
+    Args:
+        container: what PyAV opened.
+        name: what errors call it.
+
+    Attributes:
+        fps: frames a second, on average; None if unknown.
+        claimed: the number of frames that the container states, which may be wrong; None if none.
+
+    Raises:
+        VideoError: there is no video in it, or in a format that is not supported.
+        ImageError: the frames are too large.
+    """
+
+    def __init__(self, container: InputContainer, name: str) -> None:
+        av = load_av()
+        stream: Any = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            lack = "no video in it" if stream is None else "video that this PyAV can't decode"
+            raise VideoError(f"{name} has {lack}; {READABLE}")
+        self._error: type[Exception] = av.FFmpegError
+        self._container = container
+        self._stream = stream
+        context = stream.codec_context
+        check_size(context.height or 1, context.width or 1, f"a frame of {name}")
+        # A later frame that states a larger size is refused before it takes the memory.
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        rate = stream.average_rate or stream.guessed_rate
+        self.fps: float | None = float(rate) if rate else None
+        self.claimed: int | None = stream.frames or None
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._pictures = self._walk()
+
+    def __next__(self) -> Picture:
+        return next(self._pictures)
+
+    def seek(self, time: int) -> None:
+        """Go on with the keyframe that is shown at a time, or with what comes first after it.
+
+        Raises:
+            OSError: the file does not allow it.
+        """
+        try:
+            self._container.seek(time, stream=self._stream)
+        except self._error as error:
+            raise OSError(str(error)) from None
+        self._pictures = (each for each in self._walk() if each.time is None or each.time >= time)
+
+    def to_rgb(self, frame: VideoFrame) -> np.ndarray:
+        """Return a frame as (H, W, 3) uint8 RGB, contiguous, upright."""
+        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / QUARTER)))
+
+    def average(self, count: int, first: int, last: int) -> float | None:
+        """Return frames a second of `count` frames from one time to another.
+
+        It is what the file states unless that is more than times rounded to a file's unit explain.
+        """
+        seconds = (last - first) * float(self._stream.time_base or 0)
+        if not seconds:
+            return self.fps
+        found = (count - 1) / seconds
+        close = self.fps is not None and abs(found - self.fps) <= ROUNDING * self.fps
+        return self.fps if close else found
+
+    def shortfall(self, time: int) -> str | None:
+        """Return what is missing if the file states to go on long after its last frame's time."""
+        unit, rate = float(self._stream.time_base or 0), self.fps
+        stated = (self._stream.duration or 0) * unit
+        if not stated and len(self._container.streams) == 1:
+            stated = (self._container.duration or 0) / MICROSECONDS
+        if not stated or not unit or not rate:
+            return None
+        found = (time - (self._stream.start_time or 0)) * unit + 1 / rate
+        if stated - found <= max(2 / rate, stated / 10):
+            return None
+        return f"ends after {found:.2f} s, but states {stated:.2f} s"
+
+    def close(self) -> None:
+        """Close the container."""
+        self._pictures = iter(())
+        self._container.close()
+
+    def _walk(self) -> Iterator[Picture]:
+        """Give the pictures from here on."""
+        kind = self._container.format.name
+        ledger = Ledger(kind in ONE_EACH and self._stream.codec_context.name in WHOLE_FRAMES)
+        begun = kind not in BEGINS_ANYWHERE
+        for packet in self._packets():
+            if packet is None:
+                yield Picture(None, None)
+                continue
+            begun = begun or packet.is_keyframe
+            frames, sound = self._decode(packet)
+            if packet.size and begun and not packet.is_discard:
+                if packet.pts is not None:
+                    ledger.enter(packet.pts, sound)
+                elif not sound:
+                    yield Picture(None, None)
+            for frame in frames:
+                yield from ledger.settle(frame)
+        yield from ledger.close()
+
+    def _packets(self) -> Iterator[Any]:
+        """Give the packets of the stream, one None for each stretch that can't be read."""
+        failures = 0
+        while failures < PATIENCE:
+            try:
+                for packet in self._container.demux(self._stream):
+                    failures = 0
+                    yield packet
+                return
+            except self._error:
+                failures += 1
+                if failures == 1:
+                    yield None
+
+    def _decode(self, packet: Any) -> tuple[list[VideoFrame], bool]:
+        """Return the frames that a packet completes, and whether it was sound."""
+        try:
+            return packet.decode(), not packet.is_corrupt
+        except self._error:
+            return [], False
+
+
+def open_file(file: BinaryIO, name: str) -> Decoder:
+    """Return a decoder at the start of an open file, which stays open.
+
+    Raises:
+        VideoError: it is no video, or PyAV is missing.
+    """
+    av = load_av()
+    # A playlist could name files and addresses of its own, so nothing but this one file is read.
+    options: dict[str, Any] = {
+        "container_options": {"protocol_whitelist": "none"},
+        "buffer_size": BUFFER,
+    }
+    try:
+        file.seek(0)
+        try:
+            container = av.open(Unnamed(file), "r", **options)
+        except UnicodeDecodeError:
+            file.seek(0)
+            container = av.open(Unnamed(file), "r", metadata_errors="replace", **options)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"{name} is not a video, or cut off ({reason}); {READABLE}") from None
+    try:
+        return Decoder(container, name)
+    except BaseException:
+        container.close()
+        raise
+
+
+def load_av() -> Any:
+    """Return the module of PyAV.
+
+    Raises:
+        VideoError: it is not installed.
+    """
+    try:
+        return import_module("av")
+    except ImportError as error:
+        raise VideoError(
+            f"video files and cameras need PyAV ({error}); run pip install 'vkrt[video]'"
+        ) from None

@@ -1,0 +1,162 @@
+"""Clips: opening whatever has frames in it, and cameras."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+
+from vkrt.errors import VideoError
+from vkrt.media.decoder import Decoder, load_av
+from vkrt.media.frame_sources import IteratorFrames, SequenceFrames, list_pictures
+from vkrt.media.frames import CACHE, Frames, OnError
+from vkrt.media.image import Photo
+from vkrt.media.video_file import FileFrames
+
+__all__ = ["Clip", "Frames", "OnError", "open_camera", "open_video"]
+
+Clip: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Iterable[Photo]
+
+ACCEPTED = (
+    "give a folder of pictures, a video file, its bytes, a (T, H, W, 3) uint8 array, or a list or "
+    "iterator of photos"
+)
+# For each system, what PyAV calls its cameras, and how it names the one with a number.
+CAMERAS = {
+    "linux": ("v4l2", "/dev/video{}"),
+    "darwin": ("avfoundation", "{}"),
+    "win32": ("dshow", "video={}"),
+}
+
+
+def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "raise") -> Frames:
+    """Return the frames of a clip, to be closed in the end, as by `with`.
+
+    The first frame of what can be read in any order is read at once. Videos are turned upright as
+    their rotation says; a variable frame rate gives the frames as they come and the average as fps.
+
+    Args:
+        source: a folder of pictures (in natural order: 2.jpg before 10.jpg), a file that PyAV
+            decodes (MP4, MKV, WebM, AVI, GIF and more), its bytes, or an open one; an array
+            (T, H, W, 3) uint8 RGB; a list or any iterator of photos; or Frames, returned as they
+            are.
+        cache: how many frames to hold, for going backwards and for frames asked for again.
+        on_error: what a damaged frame does: "raise" an error that names it, or "skip", which
+            repeats the frame before it and warns once.
+
+    Raises:
+        VideoError: nothing is there, it has no frames, it is no clip, its first frame is damaged,
+            or it is a video file and PyAV is missing.
+        ImageError: the frames are too large.
+    """
+    if isinstance(source, Frames):
+        return source
+    if isinstance(source, np.ndarray):
+        return SequenceFrames(check_array(source), "the array", cache, on_error)
+    if isinstance(source, str | os.PathLike):
+        return open_path(Path(source), cache, on_error)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return FileFrames(io.BytesIO(source), "the video", cache, on_error, owned=True)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        file = cast(BinaryIO, source)
+        return FileFrames(file, str(getattr(file, "name", "the video")), cache, on_error)
+    if isinstance(source, Sequence):
+        return SequenceFrames(cast(Sequence[Photo], source), "the list", cache, on_error)
+    if isinstance(source, Iterable):
+        return IteratorFrames(iter(source), "the iterator", cache, on_error)
+    raise VideoError(f"a clip can't be a {type(source).__name__}; {ACCEPTED}")
+
+
+def open_path(path: Path, cache: int, on_error: OnError) -> Frames:
+    """Return the frames of a folder or file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise VideoError(f"{path} does not exist; check the path of the clip") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path} can't be read ({error}); check the path") from None
+    if stat.S_ISDIR(status.st_mode):
+        return SequenceFrames(list_pictures(path), str(path), cache, on_error)
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(f"{path} is neither a file nor a folder; for a camera take open_camera")
+    if status.st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes); give it again or make it anew")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise VideoError(f"{path} can't be opened ({error.strerror}); check its rights") from None
+    try:
+        return FileFrames(file, str(path), cache, on_error, owned=True)
+    except BaseException:
+        file.close()
+        raise
+
+
+def check_array(array: np.ndarray) -> np.ndarray:
+    """Return an array of frames, once it is clear that it is one."""
+    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[3] != 3:
+        raise VideoError(
+            f"an array of frames must be (T, H, W, 3) uint8 RGB, not {array.shape} {array.dtype}; "
+            "transpose or convert it first"
+        )
+    return array
+
+
+def open_camera(
+    device: str | int = "0",
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    cache: int = CACHE,
+) -> Frames:
+    """Return the live frames of a camera, to be closed in the end, as by `with`.
+
+    Frames that arrive damaged are left out.
+
+    Args:
+        device: the camera's number, or its own name (Linux: /dev/video0; Windows: as the system
+            shows it, since its cameras have no numbers).
+        size: height and width to ask the camera for.
+        fps: frames a second to ask the camera for.
+        cache: how many frames to hold.
+
+    Raises:
+        VideoError: there is no such camera, it does not have the size or rate, or PyAV is missing.
+        ImageError: the frames are too large.
+    """
+    av = load_av()
+    name = f"camera {device}"
+    try:
+        kind, pattern = CAMERAS[sys.platform]
+    except KeyError:
+        raise VideoError(f"{name} can't be opened on {sys.platform}; give frames instead") from None
+    numbered = str(device).isdecimal() or sys.platform == "win32"
+    place = pattern.format(device) if numbered else str(device)
+    options = {}
+    if size is not None:
+        options["video_size"] = f"{size[1]}x{size[0]}"
+    if fps is not None:
+        options["framerate"] = f"{fps:g}"
+    try:
+        container = av.open(place, "r", format=kind, container_options=options)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(
+            f"{name} ({place}) can't be opened ({reason}); check that it is plugged in, free and "
+            "has the size and rate asked for, or give a clip"
+        ) from None
+    decoder = Decoder(container, name)
+    photos = sound_frames(decoder)
+    return IteratorFrames(photos, name, cache, fps=decoder.fps, release=decoder.close)
+
+
+def sound_frames(decoder: Decoder) -> Iterator[Any]:
+    """Give the frames that arrive whole."""
+    for picture in decoder:
+        if picture.frame is not None:
+            yield decoder.to_rgb(picture.frame)
