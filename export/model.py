@@ -29,6 +29,7 @@ def export_weights(
     image_size: int | None,
     started: Callable[[str], None] = lambda name: None,
     force: bool = True,
+    photos_only: bool = False,
     calibration: Path | None = None,
     allow_loss: bool = False,
 ) -> None:
@@ -39,6 +40,7 @@ def export_weights(
     from vkrt.export.int8.calibration import find_photos
     from vkrt.export.int8.recipe import Int8
     from vkrt.export.write import write_bundle
+    from vkrt.models.sam2.stage_set import all_stages
     from vkrt.models.sam2.stages import image_stages
     from vkrt.weights.sam2 import load_sam2
 
@@ -53,4 +55,5 @@ def export_weights(
         fingerprint=fingerprint(module),
         preprocessing=PREPROCESSING,
     )
-    write_bundle(header, image_stages(module).values(), out, force, int8)
+    stages = image_stages(module) if photos_only else all_stages(module)
+    write_bundle(header, stages.values(), out, force, int8)

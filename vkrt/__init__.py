@@ -6,7 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vkrt.engines.prompt import Prompt
     from vkrt.engines.sam2_image import ImageEmbedding, Masks, Segmenter
+    from vkrt.engines.sam2_track import Track
+    from vkrt.engines.sam2_video import Stream
+    from vkrt.engines.tracked import TrackedFrame
     from vkrt.errors import (
         BackendError,
         CheckpointError,
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
         OutputError,
         PromptError,
         UnknownModelError,
+        VideoError,
         VkrtError,
     )
     from vkrt.loading import load
@@ -27,9 +32,14 @@ __all__ = [
     "ImageError",
     "Masks",
     "OutputError",
+    "Prompt",
     "PromptError",
     "Segmenter",
+    "Stream",
+    "Track",
+    "TrackedFrame",
     "UnknownModelError",
+    "VideoError",
     "VkrtError",
     "load",
 ]
@@ -39,7 +49,11 @@ _HOMES = {
     "load": "vkrt.loading",
     "ImageEmbedding": "vkrt.engines.sam2_image",
     "Masks": "vkrt.engines.sam2_image",
+    "Prompt": "vkrt.engines.prompt",
     "Segmenter": "vkrt.engines.sam2_image",
+    "Stream": "vkrt.engines.sam2_video",
+    "Track": "vkrt.engines.sam2_track",
+    "TrackedFrame": "vkrt.engines.tracked",
 }
 
 

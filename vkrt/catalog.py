@@ -66,7 +66,7 @@ _NANO = Model(
             40, 1, (1, 2, 6, 1), (5, 7, 8), window_spec=(8, 4, 8, 8), pos_embed_bkg=8
         ),
         memory=MemoryConfig(mem_dim=32, num_layers=2, ffn_dim=256),
-        image_size=448,
+        image_size=512,
         hidden_dim=128,
         decoder_heads=2,
         decoder_mlp_dim=512,

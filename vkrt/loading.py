@@ -152,11 +152,11 @@ def from_weights(
     backend = "eager" if options.backend == "auto" else options.backend
     chosen = backends.create(replace(options, backend=backend))
     # Behind `create`, so that a missing torch is told in one line and not as an ImportError.
-    from vkrt.models.sam2.stages import image_stages
+    from vkrt.models.sam2.stage_set import all_stages
     from vkrt.weights.sam2 import load_sam2
 
     known, module = load_sam2(source, name, image_size, options.cache)
-    return segmenter(known, image_stages(module), chosen, fingerprint(module), options)
+    return segmenter(known, all_stages(module), chosen, fingerprint(module), options)
 
 
 def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
@@ -244,6 +244,7 @@ def export_model(
     precision: str = "fp32",
     image_size: int | None = None,
     force: bool = False,
+    photos_only: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     allow_loss: bool = False,
 ) -> Bundle:
@@ -256,6 +257,7 @@ def export_model(
             for an image encoder whose products are in 8-bit integers where that is faster on this
             machine and costs no masks: on held-out scenes their mean IoU to fp32 is at least 0.98.
         force: replace a bundle that is there.
+        photos_only: leave out the stages that track through video.
         calibration: a folder of photos like those that an int8 model is to see; their ranges
             count besides those of procedural scenes.
         allow_loss: write an int8 bundle that is as fast as can be, whatever its masks lose.
@@ -285,6 +287,7 @@ def export_model(
         precision,
         image_size,
         force=force,
+        photos_only=photos_only,
         calibration=None if calibration is None else Path(calibration),
         allow_loss=allow_loss,
     )

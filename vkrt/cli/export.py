@@ -38,6 +38,9 @@ Calibration = Annotated[
         metavar="FOLDER", help="int8: photos such as it will see, besides procedural scenes."
     ),
 ]
+PhotosOnly = Annotated[
+    bool, typer.Option("--photos-only", help="Leave out what tracks through video: half the size.")
+]
 AllowLoss = Annotated[
     bool,
     typer.Option(
@@ -63,6 +66,7 @@ def export(
     precision: Precision = "fp32",
     image_size: ImageSize = None,
     force: Force = False,
+    photos_only: PhotosOnly = False,
     calibration: Calibration = None,
     allow_loss: AllowLoss = False,
     as_json: AsJson = False,
@@ -83,6 +87,7 @@ def export(
             precision=precision,
             image_size=image_size,
             force=force,
+            photos_only=photos_only,
             calibration=calibration,
             allow_loss=allow_loss,
         )

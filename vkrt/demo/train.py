@@ -7,27 +7,24 @@ Everything is seeded; a run that was interrupted goes on from its last checkpoin
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vkrt import catalog
 from vkrt.demo.initialize import initialize
 from vkrt.demo.rounds import step_loss
+from vkrt.demo.run import State, annealed, log, make_optimizers, save_weights
 from vkrt.demo.scenes import make_scene
-from vkrt.media.files import write_atomically
 from vkrt.models.sam2.model import Sam2
 from vkrt.weights.sam2 import load_sam2
 
@@ -80,42 +77,6 @@ class Recipe:
     seed: int = 0
 
 
-@dataclass
-class State:
-    """Hold what a run needs to go on."""
-
-    model: Sam2
-    averaged: Sam2
-    optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def save(self, path: Path) -> None:
-        """Write the state to `path`, whole or not at all."""
-        parts = {
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-        }
-        temporary = path.with_suffix(".tmp")
-        torch.save(parts, temporary)
-        os.replace(temporary, path)
-
-    def restore(self, path: Path) -> None:
-        """Read the state that `save` wrote."""
-        parts = torch.load(path, weights_only=True)
-        self.model.load_state_dict(parts["model"])
-        self.averaged.load_state_dict(parts["averaged"])
-        for optimizer, saved in zip(self.optimizers, parts["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = parts["step"], parts["seconds"]
-        self.history = parts["history"]
-
-
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
     """Give the scene of an index with some of its objects, the same for the same index."""
 
@@ -163,11 +124,8 @@ def fill_of(mask: np.ndarray) -> float:
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Return the rate at `progress` in [0, 1]: a linear warm-up, then a cosine to 1%."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * (progress / recipe.warmup + 1e-3)
-    along = (progress - recipe.warmup) / (1 - recipe.warmup)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1))))
+    """Return the rate at `progress` in [0, 1]."""
+    return annealed(recipe.learning_rate, recipe.warmup, progress)
 
 
 def build(recipe: Recipe) -> State:
@@ -178,33 +136,8 @@ def build(recipe: Recipe) -> State:
     model, averaged = Sam2(config), Sam2(config)
     initialize(model)
     averaged.load_state_dict(model.state_dict())
-    return State(model, averaged, make_optimizers(recipe, model))
-
-
-def make_optimizers(recipe: Recipe, model: Sam2) -> list[torch.optim.Optimizer]:
-    """Return what moves the parameters; each holds some of them."""
-    # Norms, biases and embeddings are not decayed.
-    large = [p for p in model.parameters() if p.ndim >= 2 and p.numel() > 4096]
-    small = [p for p in model.parameters() if not (p.ndim >= 2 and p.numel() > 4096)]
-    matrices = [p for p in large if p.ndim == 2] if recipe.muon else []
-    chosen = {id(p) for p in matrices}
-    groups = [
-        {
-            "params": [p for p in large if id(p) not in chosen],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": small, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    ]
-    if matrices:
-        # With steps as large as AdamW's, one learning rate does for both.
-        muon = torch.optim.Muon(
-            matrices, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
-    return optimizers
+    optimizers = make_optimizers(model.parameters(), recipe.weight_decay, recipe.muon)
+    return State(model, averaged, optimizers)
 
 
 def batches(recipe: Recipe, first: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -218,17 +151,10 @@ def batches(recipe: Recipe, first: int, workers: int) -> Iterator[tuple[Tensor, 
     return iter(loader)
 
 
-def log(state: State, recipe: Recipe, path: Path, rows: list[dict[str, float]]) -> None:
-    """Append the mean of the rows to the history and to the CSV."""
+def mean_row(recipe: Recipe, rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of some steps."""
     names = ["loss", "grouping", *(f"round{i + 1}" for i in range(recipe.rounds)), "box"]
-    row = {n: float(np.mean([r.get(n, math.nan) for r in rows])) for n in names}
-    state.history.append({"step": state.step, "minutes": state.seconds / 60, **row})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(state.history[0]))
-        writer.writeheader()
-        writer.writerows({k: round(v, 5) for k, v in r.items()} for r in state.history)
-    shown = " ".join(f"{k}={v:.4g}" for k, v in state.history[-1].items())
-    print(f"{shown} scenes={state.step * recipe.batch}", flush=True)
+    return {n: float(np.mean([r.get(n, math.nan) for r in rows])) for n in names}
 
 
 def train(
@@ -255,9 +181,7 @@ def train(
         state.restore(out / "state.pt")
         print(f"going on from step {state.step}", flush=True)
     elif start_from is not None:
-        weights = load_sam2(start_from, recipe.model)[1].state_dict()
-        state.model.load_state_dict(weights)
-        state.averaged.load_state_dict(weights)
+        state.begin_with(load_sam2(start_from, recipe.model)[1].state_dict())
     source = batches(recipe, state.step * recipe.batch, workers)
     rows: list[dict[str, float]] = []
     last = recipe.steps if until is None else min(until, recipe.steps)
@@ -267,7 +191,8 @@ def train(
         rows.append(advance(state, recipe, pixels, masks))
         state.seconds += time.monotonic() - start
         if state.step % LOG_EVERY == 0:
-            log(state, recipe, out / "curve.csv", rows)
+            drawn = f"scenes={state.step * recipe.batch}"
+            log(state, mean_row(recipe, rows), out / "curve.csv", drawn)
             rows.clear()
         if state.step % SAVE_EVERY == 0:
             state.save(out / "state.pt")
@@ -278,35 +203,19 @@ def train(
 def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict[str, float]:
     """Take one optimizer step; return its loss and IoU of the grouping, each round, and boxes."""
     progress = state.step / recipe.steps
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, progress)
+    state.set_rate(learning_rate(recipe, progress))
     rng = torch.Generator().manual_seed(recipe.seed * (1 << 32) + state.step)
     grouping = max(0.0, 1 - progress / recipe.grouping_until) if recipe.grouping_until else 0.0
     rounds = 1 if progress < recipe.single_round_until else recipe.rounds
     loss, ious = step_loss(state.model, pixels, masks, rounds, grouping, rng)
     loss.backward()
-    nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-    for optimizer in state.optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    # Over the first steps a shorter memory, or the random start would stay in the average.
-    average(state, min(recipe.ema, state.step / (state.step + 10)))
+    state.move(recipe.ema)
     grouped, *answered, boxed = ious
     clicks = {f"round{i + 1}": v for i, v in enumerate(answered)}
     return {"loss": loss.item(), "grouping": grouped, **clicks, "box": boxed}
 
 
-@torch.no_grad()
-def average(state: State, decay: float) -> None:
-    """Move the averaged weights towards the current ones."""
-    torch._foreach_lerp_(
-        list(state.averaged.parameters()), list(state.model.parameters()), 1 - decay
-    )
-
-
-# The demo model was trained in four parts: the first where steps are cheap, the others at larger
+# The demo model was trained in five parts: the first where steps are cheap, the others at larger
 # sizes and without help from the grouping loss. It runs at a larger one still.
 # From the third on, scenes come as an engine shows them, enlarged from 256 pixels. Each part draws
 # its own scenes.
@@ -325,13 +234,17 @@ PARTS = (
         muon=True,
         seed=3,
     ),
+    replace(
+        LATER,
+        image_size=448,
+        steps=3_800,
+        rounds=2,
+        learning_rate=3e-4,
+        prefer_sparse=True,
+        muon=True,
+        seed=4,
+    ),
 )
-
-
-def save_weights(model: Sam2, path: Path) -> None:
-    """Write the weights as fp16 safetensors."""
-    contents = save({k: v.half().contiguous() for k, v in model.state_dict().items()})
-    write_atomically(path, lambda file: file.write(contents))
 
 
 def main(

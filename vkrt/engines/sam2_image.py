@@ -19,6 +19,11 @@ from vkrt.engines.embedding import (
     write_embedding,
 )
 from vkrt.engines.programs import Programs
+from vkrt.engines.sam2_track import Track, TrackSettings
+from vkrt.engines.sam2_video import Stream
+from vkrt.engines.tracked import Finish
+from vkrt.engines.tracker import Tracker, bank_shape
+from vkrt.errors import CheckpointError
 from vkrt.media.image import Photo, read_image, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.prompts import prepare
@@ -265,6 +270,69 @@ class Segmenter:
         logits, scores, object_scores = map(self._backend.to_host, decoded)
         logits, scores = choose(logits, scores, multimask, dynamic_multimask)
         return logits, scores, object_scores
+
+    def stream(
+        self, conditioning: int = 4, fill_holes: int = 0, non_overlapping: bool = False
+    ) -> Stream:
+        """Return an engine that tracks objects through live frames, in constant memory.
+
+        Args:
+            conditioning: prompted frames that an object remembers; beyond them the one farthest
+                in time gives way.
+            fill_holes: largest hole of a mask that is filled, in low-resolution pixels.
+            non_overlapping: give a pixel that several objects claim to the surest one alone.
+
+        Raises:
+            CheckpointError: the weights or the bundle have no memory modules.
+        """
+        finish = Finish(fill_holes, non_overlapping, self.threads)
+        return Stream(self.encode_frame, self._tracker(conditioning), self.config, finish)
+
+    def track(
+        self,
+        clip: Any,
+        conditioning: int = 4,
+        fill_holes: int = 0,
+        non_overlapping: bool = False,
+        **settings: Any,
+    ) -> Track:
+        """Return an engine that tracks objects through a whole clip.
+
+        Args:
+            clip: a folder of pictures, a video file, (T, H, W, 3) uint8, or any iterable of
+                photos (vkrt.media.video.open_video).
+            conditioning, fill_holes, non_overlapping: as in stream.
+            settings: those of TrackSettings.
+
+        Raises:
+            VideoError: the clip can't be read.
+            CheckpointError: the weights or the bundle have no memory modules.
+        """
+        # Photos alone never need it.
+        from vkrt.media.video import open_video
+
+        tracker = self._tracker(conditioning)
+        finish = Finish(fill_holes, non_overlapping, self.threads)
+        chosen = TrackSettings(**settings)
+        frames = open_video(clip)
+        return Track(self.encode_frame, tracker, frames, self.config, finish, chosen)
+
+    def encode_frame(self, photo: np.ndarray) -> dict[str, Any]:
+        """Return the image encoder's device arrays of (H, W, 3) uint8, by port name; keep none."""
+        pixels = to_input(photo, self.config.image_size, threads=self.threads)[None]
+        features = self._programs["image_encoder"](self._backend.from_host(pixels))
+        names = (port.name for port in self._feature_ports)
+        return dict(zip(names, features, strict=True))
+
+    def _tracker(self, conditioning: int) -> Tracker:
+        """Return what advances objects by a frame."""
+        if "memory_attention" not in self._stages:
+            raise CheckpointError(
+                f"this {self.name} was loaded without memory modules, so that it can't track: give "
+                "weights that have them, or export the bundle again"
+            )
+        shape = bank_shape(self.config, conditioning)
+        return Tracker(self._stages, self._programs, self._backend, shape)
 
     def host_features(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
         """Return the arrays of an embedding by port name, on the host."""

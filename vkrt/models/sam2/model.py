@@ -14,14 +14,18 @@ from vkrt.models.sam2.memory_encoder import MemoryEncoder
 from vkrt.models.sam2.neck import ImageEncoder
 from vkrt.models.sam2.prompt_encoder import PromptEncoder
 
-__all__ = ["Sam2"]
+__all__ = ["MASK_BIAS", "MASK_SCALE", "Sam2"]
+
+# Masks in [0, 1] become logits so, for memories and where a mask is the prompt.
+MASK_SCALE = 20.0
+MASK_BIAS = -10.0
 
 
 class Sam2(nn.Module):
     """Hold every module of SAM 2 or 2.1 (https://arxiv.org/abs/2408.00714).
 
-    What runs are the stages made from it (vkrt.models.sam2.stages); the module itself only
-    owns the parameters and the two computations that stages share.
+    What runs are the stages made from it (vkrt.models.sam2.stages and video_stages); the module
+    itself only owns the parameters and the computations that stages share.
     """
 
     def __init__(self, config: Sam2Config) -> None:
@@ -97,6 +101,27 @@ class Sam2(nn.Module):
             high_res=high_res,
             projected=projected,
         )
+
+    def pointer(self, tokens: Tensor, there: Tensor) -> Tensor:
+        """Return the object pointers (N, C) of mask tokens (N, C).
+
+        Args:
+            there: (N, 1) bool; an object that is not there has the pointer of none.
+        """
+        return torch.where(there, self.obj_ptr_proj(tokens), self.no_obj_ptr)
+
+    def remember(self, image: Tensor, masks: Tensor, there: Tensor) -> Tensor:
+        """Encode the masks of N objects in a picture as memories (N, L, M).
+
+        Args:
+            image: (1, L, C) raw embedding, without any memory.
+            masks: (N, 1, S, S) in [0, 1].
+            there: (N, 1) bool, whether the object is in the picture at all.
+        """
+        memory = self.memory_encoder(image, masks * MASK_SCALE + MASK_BIAS)
+        if self.config.version == "2.1":
+            memory = torch.where(there.unsqueeze(2), memory, memory + self.no_obj_embed_spatial)
+        return memory
 
     def project_pixels(self, image: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Project an image embedding (B, L, C) for the mask decoder, as far as no prompt counts.

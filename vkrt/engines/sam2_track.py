@@ -1,0 +1,356 @@
+"""The clip engine of SAM 2: prompts on any frame, corrections, both directions."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count as count_from
+from itertools import islice, takewhile
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from vkrt.engines.prompt import Ask, Prompt, read_prompt
+from vkrt.engines.sam2_video import Encode
+from vkrt.engines.story import Story, is_conditioning, joined, nearest
+from vkrt.engines.tracked import Finish, TrackedFrame
+from vkrt.engines.tracker import Answer, Tracker
+from vkrt.errors import PromptError
+from vkrt.media.frames import Frames
+from vkrt.media.prefetch import prefetch
+from vkrt.memory.history import History, Past
+from vkrt.models.sam2.config import Sam2Config
+
+__all__ = ["Track", "TrackSettings"]
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """Say how a clip is tracked.
+
+    Attributes:
+        history: frames of each object, besides the prompted ones, whose memories are kept on the
+            host for corrections and for the way back.
+        corrections_condition: later frames are conditioned on a corrected frame too, so that the
+            correction survives when the clip is tracked again (upstream's
+            add_all_frames_to_correct_as_cond).
+        clear_around_prompts: a prompt drops what was tracked around it (upstream's
+            clear_non_cond_mem_around_input).
+        refine: points refine the answer that was there before them; else they stand alone.
+        features: encoded frames that are kept, for prompts one after the other on one frame.
+    """
+
+    history: int = 64
+    corrections_condition: bool = True
+    clear_around_prompts: bool = False
+    refine: bool = True
+    features: int = 2
+
+    def __post_init__(self) -> None:
+        if self.history < 1 or self.features < 1:
+            raise PromptError("a track keeps at least 1 frame: give history and features from 1 on")
+
+
+class Track:
+    """Track objects through a clip whose frames can be asked for by index.
+
+    Attributes:
+        settings: how.
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        tracker: Tracker,
+        clip: Frames,
+        config: Sam2Config,
+        finish: Finish,
+        settings: TrackSettings,
+    ) -> None:
+        self._encode = encode
+        self._tracker = tracker
+        self._clip = clip
+        self._config = config
+        self._finish = finish
+        self.settings = settings
+        self._stories: dict[int, Story] = {}
+        self._features: OrderedDict[int, Mapping[str, Any]] = OrderedDict()
+
+    @property
+    def count(self) -> int | None:
+        """Return the number of frames, None where the source tells it only at its end."""
+        return self._clip.count
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Return the ids of the objects."""
+        return tuple(self._stories)
+
+    @property
+    def stories(self) -> Mapping[int, Story]:
+        """Return what is known of each object, by id: to be read, not to be changed."""
+        return MappingProxyType(self._stories)
+
+    def prompt(
+        self,
+        frame: int,
+        obj: int,
+        points: Any = None,
+        labels: Any = None,
+        box: Any = None,
+        mask: Any = None,
+        keep: bool = False,
+    ) -> TrackedFrame:
+        """Say what an object is on a frame, or what is wrong with it there.
+
+        On a frame that was tracked already, the object's memories count as well.
+
+        Args:
+            frame: its index.
+            obj, points, labels, box, mask: as in Prompt.
+            keep: join the points to those that were given on this frame before.
+
+        Returns:
+            the masks of every object that was asked for or tracked on this frame.
+
+        Raises:
+            PromptError: the frame is beyond the clip, or the prompt does not fit.
+        """
+        self._check_frame(frame)
+        story = self._stories.get(obj) or Story(History(self.settings.history))
+        prompt = Prompt(obj, points, labels, box, mask)
+        if keep and frame in story.said:
+            prompt = joined(story.said[frame], prompt)
+        photo = self._clip.frame(frame)
+        size = photo.shape[0], photo.shape[1]
+        ask = self._as_said(story, frame, read_prompt(prompt, size, self._config.image_size))
+        features = self._see(frame, photo)
+        is_new = obj not in self._stories
+        if is_new:
+            self._tracker.add(obj)
+        try:
+            backwards = bool(story.reversed >> frame & 1)
+            answer = self._answer(frame, features, {obj: ask}, {obj: story}, backwards)[obj]
+        except BaseException:
+            if is_new:
+                self._tracker.remove(obj)
+            raise
+        self._stories[obj] = story
+        story.said[frame] = prompt
+        self._keep(story, frame, answer)
+        if self.settings.clear_around_prompts:
+            self._clear_around(obj, frame)
+        return self._show(frame, size)
+
+    def _as_said(self, story: Story, frame: int, ask: Ask) -> Ask:
+        """Return a prompt with what this frame's past adds to it."""
+        tracked = bool(story.tracked >> frame & 1)
+        past = story.past.get(frame)
+        refines = self.settings.refine and past is not None and ask.mask is None
+        return replace(
+            ask,
+            earlier=past.logits if refines and past is not None else None,
+            remember=tracked,
+            conditioning=not tracked or self.settings.corrections_condition,
+        )
+
+    def propagate(
+        self, start: int | None = None, reverse: bool = False, frames: int | None = None
+    ) -> Iterator[TrackedFrame]:
+        """Track every object from a frame on, and give frame after frame.
+
+        Frames on which an object was prompted keep the answer that they have.
+
+        Args:
+            start: the first frame; None is the first prompted one, or the last when going back.
+            reverse: go back in time.
+            frames: how many frames to give; None goes to the end of the clip.
+
+        Raises:
+            PromptError: there is no object, an object has no prompt left, or start is beyond the
+                clip.
+        """
+        self._check_prompts()
+        if start is None:
+            conditioning = [f for s in self._stories.values() for f in s.past.conditioning()]
+            start = max(conditioning) if reverse else min(conditioning)
+        self._check_frame(start)
+        return self._go(start, reverse, frames)
+
+    def _go(self, start: int, reverse: bool, frames: int | None) -> Iterator[TrackedFrame]:
+        """Give the frames of propagate; the next ones are read while one is tracked."""
+        order: Iterator[int] = iter(range(start, -1, -1)) if reverse else count_from(start)
+        there = takewhile(self._clip.has, islice(order, frames))
+        with prefetch((frame, self._clip.frame(frame)) for frame in there) as photos:
+            for frame, photo in photos:
+                yield self._advance(frame, photo, reverse)
+
+    def _advance(self, frame: int, photo: np.ndarray, reverse: bool) -> TrackedFrame:
+        """Track the objects that have no prompt on a frame, and show all."""
+        stories = {
+            obj: story
+            for obj, story in self._stories.items()
+            if not is_conditioning(story.past.get(frame))
+        }
+        size = photo.shape[0], photo.shape[1]
+        if stories:
+            features = self._see(frame, photo)
+            answers = self._answer(frame, features, {}, stories, reverse)
+            bit = 1 << frame
+            for obj, answer in answers.items():
+                story = stories[obj]
+                self._keep(story, frame, answer)
+                story.tracked |= bit
+                story.reversed = story.reversed | bit if reverse else story.reversed & ~bit
+        return self._show(frame, size)
+
+    def _answer(
+        self,
+        frame: int,
+        features: Mapping[str, Any],
+        asks: Mapping[int, Ask],
+        stories: Mapping[int, Story],
+        reverse: bool,
+    ) -> dict[int, Answer]:
+        """Return what a frame gives for some objects; the bank has what they need for it."""
+        memory = self._config.memory
+        for obj, story in stories.items():
+            self._aim(self._tracker.objects.index(obj), story.past, frame, reverse)
+        span = min(self.count or memory.max_obj_ptrs, memory.max_obj_ptrs)
+        return self._tracker.advance(frame, features, asks, list(stories), reverse, span)
+
+    def _aim(self, row: int, past: History, frame: int, reverse: bool) -> None:
+        """Bring into an object's bank what it remembers at a frame, as far as it was kept."""
+        bank, sign = self._tracker.bank, 1 if reverse else -1
+        conditioning = past.conditioning()
+        nearby = nearest(conditioning, frame, bank.shape.conditioning)
+        recent = [frame + sign * ago for ago in range(1, bank.shape.pointers + 1)]
+        recent = [other for other in recent if other not in conditioning]
+        # Whoever is not wanted makes room first, so that nobody who is has to give way.
+        bank.keep(row, {*nearby, *recent[: bank.shape.recent]}, {*nearby, *recent})
+        for other in (*nearby, *recent):
+            kept = past.get(other)
+            if kept is None:
+                continue
+            if not bank.holds(row, other) and other not in recent[bank.shape.recent :]:
+                memory = self._tracker.to_device(kept.memory)
+                bank.write_memory(row, other, memory, kept.conditioning)
+            if not bank.holds_pointer(row, other):
+                pointer = self._tracker.to_device(kept.pointer)
+                bank.write_pointer(row, other, pointer, kept.conditioning)
+
+    def _keep(self, story: Story, frame: int, answer: Answer) -> None:
+        """Remember what a frame gave for an object, on the host."""
+        past = Past(
+            logits=answer.logits.copy(),
+            score=answer.score,
+            object_score=answer.object_score,
+            memory=self._tracker.to_host(answer.memory),
+            pointer=self._tracker.to_host(answer.pointer),
+            conditioning=answer.conditioning,
+        )
+        story.past.put(frame, past)
+
+    def _show(self, frame: int, size: tuple[int, int]) -> TrackedFrame:
+        """Return the masks of all objects that have an answer on a frame."""
+        found = {obj: story.past.get(frame) for obj, story in self._stories.items()}
+        known = {obj: past for obj, past in found.items() if past is not None}
+        return self._finish.frame(
+            frame,
+            size,
+            list(known),
+            [past.logits for past in known.values()],
+            [past.score for past in known.values()],
+            [past.object_score for past in known.values()],
+        )
+
+    def _see(self, frame: int, photo: np.ndarray) -> Mapping[str, Any]:
+        """Return the encoded features of a frame; those of the last few are kept."""
+        seen = self._features.pop(frame, None)
+        self._features[frame] = self._encode(photo) if seen is None else seen
+        while len(self._features) > self.settings.features:
+            self._features.popitem(last=False)
+        return self._features[frame]
+
+    def clear(self, frame: int, obj: int) -> None:
+        """Take back what was said of an object on a frame, and what it led to there.
+
+        Raises:
+            PromptError: there is no such object, or nothing was said of it there.
+        """
+        story = self._story(obj)
+        if frame not in story.said:
+            raise PromptError(
+                f"object {obj} has no prompt on frame {frame}; it has some on {sorted(story.said)}"
+            )
+        del story.said[frame]
+        self._forget(obj, frame)
+
+    def remove(self, obj: int) -> None:
+        """Remove an object and all that is known of it.
+
+        Raises:
+            PromptError: there is no such object.
+        """
+        self._story(obj)
+        self._tracker.remove(obj)
+        del self._stories[obj]
+
+    def reset(self) -> None:
+        """Forget every object."""
+        self._tracker.clear()
+        self._stories.clear()
+
+    def close(self) -> None:
+        """Forget every object and release the clip."""
+        self.reset()
+        self._features.clear()
+        self._clip.close()
+
+    def __enter__(self) -> Track:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _clear_around(self, obj: int, frame: int) -> None:
+        """Drop what was tracked within reach of a prompted frame."""
+        story = self._stories[obj]
+        reach = self._config.memory.num_maskmem
+        for other in list(story.past):
+            past = story.past.get(other)
+            if 0 < abs(other - frame) <= reach and past is not None and not past.conditioning:
+                self._forget(obj, other)
+
+    def _forget(self, obj: int, frame: int) -> None:
+        """Drop what an object left on a frame."""
+        story = self._stories[obj]
+        story.past.forget(frame)
+        story.tracked &= ~(1 << frame)
+        self._tracker.bank.forget(self._tracker.objects.index(obj), frame)
+
+    def _story(self, obj: int) -> Story:
+        """Return the story of an object, or say that there is none."""
+        if obj not in self._stories:
+            raise PromptError(f"object {obj} is not tracked; there are {list(self._stories)}")
+        return self._stories[obj]
+
+    def _check_frame(self, frame: int) -> None:
+        """Refuse a frame beyond the clip."""
+        if frame < 0 or not self._clip.has(frame):
+            raise PromptError(
+                f"frame {frame} is beyond the clip, which has {self.count} frames: "
+                "give a number from 0 on"
+            )
+
+    def _check_prompts(self) -> None:
+        """Refuse to track nothing, or an object of which nothing is said."""
+        if not self._stories:
+            raise PromptError("there is no object to track: prompt one on some frame first")
+        for obj, story in self._stories.items():
+            if not story.past.conditioning():
+                raise PromptError(
+                    f"object {obj} has no prompt left that conditions it: prompt or remove it"
+                )

@@ -1,0 +1,72 @@
+"""What tracking left on past frames, on the host: for corrections and for the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["History", "Past"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """Hold what one object left on one frame.
+
+    Attributes:
+        logits: (h, w) float32 at low resolution.
+        score: predicted IoU.
+        object_score: logit: above 0, the object is visible.
+        memory: (pixels, mem_dim) float32.
+        pointer: (C,) float32.
+        conditioning: whether later frames are conditioned on it.
+    """
+
+    logits: np.ndarray
+    score: float
+    object_score: float
+    memory: np.ndarray
+    pointer: np.ndarray
+    conditioning: bool
+
+
+class History:
+    """Keep the past of one object: all conditioning frames, and so many others.
+
+    Beyond that the frame is forgotten that is farthest in time both from the new one and from every
+    conditioning frame: where a prompt was, tracking may start again, and the other way.
+
+    Args:
+        capacity: frames that are kept besides the conditioning ones.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._past: dict[int, Past] = {}
+
+    def __len__(self) -> int:
+        return len(self._past)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._past))
+
+    def get(self, frame: int) -> Past | None:
+        """Return the past of a frame, or None."""
+        return self._past.get(frame)
+
+    def put(self, frame: int, past: Past) -> None:
+        """Keep the past of a frame, in place of an earlier one."""
+        self._past[frame] = past
+        others = [f for f, p in self._past.items() if not p.conditioning]
+        if len(others) > self._capacity:
+            places = [frame, *self.conditioning()]
+            del self._past[max(others, key=lambda f: min(abs(f - place) for place in places))]
+
+    def forget(self, frame: int) -> None:
+        """Drop the past of a frame, if there is one."""
+        self._past.pop(frame, None)
+
+    def conditioning(self) -> list[int]:
+        """Return the conditioning frames in order."""
+        return sorted(f for f, p in self._past.items() if p.conditioning)
