@@ -17,6 +17,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "huggingface_hub": "hub",
+    "av": "video",
     "skimage": "demo",
     "transformers": "bench",
 }

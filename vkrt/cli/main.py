@@ -15,11 +15,13 @@ from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
 from vkrt.cli.models import models
 from vkrt.cli.pull import pull
 from vkrt.cli.segment import segment
+from vkrt.cli.track import track
 
 __all__ = ["app", "main"]
 
 EXAMPLES: dict[Callable[..., Any], str] = {
     segment: "vkrt segment photo.jpg --point 500,375 --out mask.png --overlay seen.png",
+    track: "vkrt track clip.mp4 --point 210,350@0 --out masks/ --out overlay.mp4",
     export: "vkrt export sam2.1-nano --out nano.vkrt",
     models: "vkrt models --json",
     doctor: "vkrt doctor",
@@ -50,7 +52,7 @@ def root(
         typer.Option("--version", callback=show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Segment photos with SAM 2.
+    """Segment photos, and track objects through video, with SAM 2.
 
     Exit codes: 0 done, 1 nothing can run here (doctor), 2 bad input, 130 interrupted.
     """
