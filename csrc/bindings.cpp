@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "attention_bindings.h"
 #include "components.h"
 #include "extent.h"
 #include "masks.h"
@@ -145,7 +146,9 @@ py::array_t<float> clean_logits(const py::array& logits, float threshold,
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "Pre- and post-processing in C++; vkrt.media.fallback has the same functions.";
+    module.doc() =
+        "Pre- and post-processing in C++; vkrt.media.fallback has the same functions. Attention; "
+        "vkrt.kernels.memory_attention.host has its stand-in.";
     module.def("resize", &resize, py::arg("photo"), py::arg("size"), py::arg("scale"),
                py::arg("bias"), py::arg("out") = py::none(), py::arg("threads") = 0,
                "Resize (H, W, 3) uint8 to (3, size, size) float32, times scale plus bias.");
@@ -165,4 +168,5 @@ PYBIND11_MODULE(_native, module) {
                py::arg("max_hole_area"), py::arg("max_sprinkle_area"), py::arg("threads") = 0,
                "Return (N, h, w) float32 with small holes filled and sprinkles removed.");
     vkrt::define_rle(module);
+    vkrt::define_attention(module);
 }

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "catalog": {"errors", "models.sam2.config"},
     "_native": set(),
-    "kernels": set(),
+    "kernels": {"_native"},
     "media": {"errors", "_native"},
     "models": {"kernels", "stage", "models.sam2.config"},
     "memory": {"errors", "stage"},
@@ -39,6 +39,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo.shapes": set(),
     "demo.textures": set(),
     "demo.scenes": {"demo.shapes", "demo.textures"},
+    "demo.exposure": {"demo.motion", "demo.shapes", "demo.textures"},
+    "demo.motion": {"demo.shapes"},
+    "demo.actors": {"demo.motion", "demo.scenes", "demo.shapes", "demo.textures"},
+    "demo.clips": {
+        "demo.actors",
+        "demo.exposure",
+        "demo.motion",
+        "demo.scenes",
+        "demo.shapes",
+        "demo.textures",
+    },
     # A checkpoint becomes a bundle and is held against ONNX Runtime, an int8 one to the masks that
     # the engine gives on scenes too; "" has the version.
     "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", ""} - {"memory"},
@@ -54,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 USES_DEMO = {"bench", "cli"}
 for _part in USES_DEMO:
     MAY_IMPORT[_part].add("demo")
-MAY_IMPORT["demo"].add("demo.scenes")
+MAY_IMPORT["demo"] |= {"demo.clips", "demo.scenes"}
 
 TORCH_FREE = (
     "",

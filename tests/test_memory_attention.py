@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from transformers.models.sam2_video.modeling_sam2_video import (
 )
 from video_oracle import relative_error, small_config, video_oracle, video_twin
 
-from vkrt.kernels.memory_attention import memory_attention, reference
-from vkrt.kernels.memory_attention.reference import memory_attention_layer
+from vkrt.kernels.memory_attention import host, memory_attention, reference
+from vkrt.kernels.memory_attention.reference import attend, memory_attention_layer
 from vkrt.models.sam2.conditioning import ConditionFrame
 from vkrt.models.sam2.memory_attention import CrossAttention, MemoryAttentionLayer, MemoryTokens
 from vkrt.models.sam2.positions import encode_distances, encode_grid
@@ -362,3 +363,31 @@ def test_nothing_remembered_gives_numbers(case: Case) -> None:
     nothing = torch.full_like(ages, -1), pointers, offsets, torch.zeros_like(present)
     (got,) = case.stage(case.image, memories, *nothing)
     assert got.isfinite().all() and relative_error(got[:1], got[1:2]) == 0
+
+
+def test_the_host_kernel_serves_only_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives what plain PyTorch does, and leaves training and other dtypes to that."""
+    rng = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(2, n, d, generator=rng) for n, d in ((9, 16), (70, 16), (70, 8))
+    )
+    bias = torch.zeros(2, 70)
+    bias[1, 30:] = -1e9
+    calls = []
+
+    def spy(*arrays: np.ndarray, bias: np.ndarray, threads: int) -> np.ndarray:
+        calls.append(threads)
+        return host.stand_in(*arrays, bias=bias)
+
+    monkeypatch.setattr(host, "attend", spy)
+    monkeypatch.setattr(host, "IS_NATIVE", True)
+    wanted = attend(query, key, value, bias)
+    torch.testing.assert_close(memory_attention(query, key, value, bias), wanted)
+    assert calls == [torch.get_num_threads()]
+    learning = memory_attention(query.requires_grad_(), key, value, bias)
+    assert learning.requires_grad and len(calls) == 1
+    with torch.no_grad():
+        memory_attention(query, key, value, bias)
+        assert len(calls) == 2
+        half = (t.bfloat16() for t in (query, key, value, bias))
+        assert memory_attention(*half).dtype == torch.bfloat16 and len(calls) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from vkrt.kernels.memory_attention import host
 from vkrt.kernels.memory_attention.reference import attend
 
 __all__ = ["memory_attention"]
@@ -38,4 +40,21 @@ def memory_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) ->
         raise ValueError(f"queries and keys must have one width: {shapes}")
     if value.shape[1] != key.shape[1] or bias.shape[1] != key.shape[1]:
         raise ValueError(f"every key must have a value and a bias: {shapes}")
+    if on_host(*inputs.values()):
+        arrays = [tensor.contiguous().numpy() for tensor in inputs.values()]
+        read = host.attend(*arrays[:3], bias=arrays[3], threads=torch.get_num_threads())
+        return torch.from_numpy(read)
     return attend(query, key, value, bias)
+
+
+def on_host(*tensors: Tensor) -> bool:
+    """Tell whether the C++ can take over: float32 on the CPU, neither traced nor learning."""
+    if torch.compiler.is_compiling() or not host.IS_NATIVE:
+        return False
+    return all(
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.numel() > 0
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+        for tensor in tensors
+    )

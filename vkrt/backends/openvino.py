@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,7 +38,7 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
             raise BackendError(
                 f"device {options.device!r} is not usable by the openvino backend; use cpu"
             )
-        self._core = ov.Core()
+        self._core = core()
         self._settings = settings(options.threads or usable_cores())
 
     def prepare(self, stage: Stage) -> Program:
@@ -90,6 +91,16 @@ class OpenVinoProgram:
         """Release the compiled model."""
         with self._lock:
             self._request = None
+
+
+@cache
+def core() -> ov.Core:
+    """Return the one core of this process.
+
+    The last core to go unloads its plugins, and with other native libraries loaded since (PyAV's
+    among them) the process then crashes, at once or when it exits.
+    """
+    return ov.Core()
 
 
 def settings(threads: int) -> dict[Any, Any]:

@@ -1,6 +1,7 @@
 """The public names of SAM 2's own package with their signatures: change one import.
 
     from vkrt.compat.sam2 import build_sam2, SAM2ImagePredictor
+    from vkrt.compat.sam2 import build_sam2_video_predictor, SAM2VideoPredictor
 
 What differs from upstream is named where it does: prompts are checked, results are the same on
 every device (hole filling too), and no GPU is needed.
@@ -14,63 +15,30 @@ from typing import Any
 import numpy as np
 
 from vkrt import catalog
+from vkrt.compat.handle import Sam2Handle, load_segmenter
 from vkrt.compat.overrides import read_overrides
-from vkrt.engines.sam2_image import ImageEmbedding, Segmenter
+from vkrt.compat.sam2_video import (
+    SAM2VideoPredictor,
+    build_sam2_video_predictor,
+    build_sam2_video_predictor_hf,
+)
+from vkrt.engines.sam2_image import ImageEmbedding
 from vkrt.errors import PromptError
-from vkrt.loading import load
 from vkrt.media.masks import binarize, clean_logits, upsample
 from vkrt.media.prompts import prepare
 
-__all__ = ["SAM2ImagePredictor", "Sam2Handle", "build_sam2", "build_sam2_hf"]
+__all__ = [
+    "SAM2ImagePredictor",
+    "SAM2VideoPredictor",
+    "Sam2Handle",
+    "build_sam2",
+    "build_sam2_hf",
+    "build_sam2_video_predictor",
+    "build_sam2_video_predictor_hf",
+]
 
 # Upstream returns low-resolution logits clamped to this.
 LOGIT_LIMIT = 32.0
-
-
-class Sam2Handle:
-    """Stand where upstream has its model: what predictors take and user code asks.
-
-    Attributes:
-        segmenter: the vkrt model.
-        image_size: side of the model's input, in pixels.
-        mask_threshold: logit above which a pixel is in a mask.
-        dynamic_multimask_via_stability: whether an unstable single mask is replaced by the best
-            of three.
-    """
-
-    mask_threshold = 0.0
-    training = False
-
-    def __init__(self, segmenter: Segmenter, dynamic_multimask_via_stability: bool = True) -> None:
-        self.segmenter = segmenter
-        self.image_size = segmenter.config.image_size
-        self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
-
-    @property
-    def device(self) -> Any:
-        """Return the torch device that the model runs on."""
-        import torch
-
-        return torch.device(self.segmenter.device)
-
-    def eval(self) -> Sam2Handle:
-        """Return the model itself: it only infers."""
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Sam2Handle:
-        """Return the model itself where it is already there.
-
-        Raises:
-            ValueError: another device is asked for; that is chosen when it is built.
-        """
-        import torch
-
-        for wanted in (*args, *kwargs.values()):
-            if not isinstance(wanted, (str, torch.device)):
-                continue
-            if torch.device(wanted).type != self.device.type:
-                raise ValueError(f"built for {self.device}; pass device={wanted!r} to build_sam2")
-        return self
 
 
 def build_sam2(
@@ -99,11 +67,9 @@ def build_sam2(
         VkrtError: as vkrt.load, or an override that vkrt does not know.
         ValueError: mode is not "eval".
     """
-    if mode != "eval":
-        raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
     overrides = read_overrides(hydra_overrides_extra or [])
     image_size = overrides.pop("image_size", None)
-    segmenter = load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)
+    segmenter = load_segmenter(config_file, ckpt_path, device, mode, image_size, **kwargs)
     dynamic = overrides.get("dynamic_multimask_via_stability", apply_postprocessing)
     return Sam2Handle(segmenter, bool(dynamic))
 

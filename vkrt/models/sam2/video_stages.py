@@ -19,6 +19,8 @@ __all__ = ["NO_OBJECT", "PADS", "video_stages"]
 
 # The logit of every pixel where the object is not there.
 NO_OBJECT = -1024.0
+# Earlier logits are cut to this either way.
+LOGIT_LIMIT = 32.0
 # Points of a prompt that has none.
 PADS = 2
 
@@ -73,6 +75,8 @@ class RefineTrack(TrackStage):
         multimask: Tensor,
     ) -> Decoded:
         high_res = high_res_s0, high_res_s1
+        # Beyond this, as an object's that is not there, logits are none that training has seen.
+        masks = masks.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
         decoded = self.model.decode(
             conditioned, high_res, points, labels, masks, position=self.position
         )

@@ -1,0 +1,113 @@
+#include "attention_bindings.h"
+
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "attention.h"
+#include "tile.h"
+
+namespace vkrt {
+
+namespace {
+
+std::vector<std::string> instructions() {
+    std::vector<std::string> names;
+    for (const Tile* tile : usable_tiles()) names.emplace_back(tile->name);
+    return names;
+}
+
+const Tile& find_tile(const std::optional<std::string>& name) {
+    std::string known;
+    for (const Tile* tile : usable_tiles()) {
+        if (!name || *name == tile->name) return *tile;
+        known += (known.empty() ? "" : ", ") + std::string(tile->name);
+    }
+    throw py::value_error("instructions must be one of " + known + ", not " + *name);
+}
+
+const float* view(const py::array& array, const char* name) {
+    check_planes<float>(array, name);
+    return static_cast<const float*>(array.data());
+}
+
+const float* view_bias(const std::optional<py::array>& bias, const AttentionShape& shape) {
+    if (!bias) return nullptr;
+    check_layout<float>(*bias, "bias", 2);
+    if (bias->shape(0) != shape.objects || bias->shape(1) != shape.keys) {
+        throw py::value_error("bias must have shape (" + std::to_string(shape.objects) + ", " +
+                              std::to_string(shape.keys) + "), a number for each key");
+    }
+    return static_cast<const float*>(bias->data());
+}
+
+AttentionShape checked_shape(const py::array& query, const py::array& key, const py::array& value) {
+    if (query.shape(0) != key.shape(0) || key.shape(0) != value.shape(0)) {
+        throw py::value_error("query, key and value must be of equally many objects");
+    }
+    if (query.shape(2) != key.shape(2)) {
+        throw py::value_error("query and key must be equally deep, not " +
+                              std::to_string(query.shape(2)) + " and " +
+                              std::to_string(key.shape(2)));
+    }
+    if (key.shape(1) != value.shape(1)) {
+        throw py::value_error("key and value must be equally many, not " +
+                              std::to_string(key.shape(1)) + " and " +
+                              std::to_string(value.shape(1)));
+    }
+    return {query.shape(0), query.shape(1), key.shape(1), key.shape(2), value.shape(2)};
+}
+
+py::array_t<float> attention(const py::array& query, const py::array& key, const py::array& value,
+                             const std::optional<py::array>& bias, int threads,
+                             const std::optional<std::string>& instructions) {
+    AttentionInput input{view(query, "query"), view(key, "key"), view(value, "value"), nullptr};
+    const AttentionShape shape = checked_shape(query, key, value);
+    input.bias = view_bias(bias, shape);
+    const int used = checked_threads(threads);
+    const Tile& tile = find_tile(instructions);
+    checked_product({shape.objects, shape.queries, shape.width}, sizeof(float));
+    py::array_t<float> result({shape.objects, shape.queries, shape.width});
+    float* out = result.mutable_data();
+    {
+        const py::gil_scoped_release unlocked;
+        attend(input, shape, tile, used, out);
+    }
+    return result;
+}
+
+py::array_t<float> attention_exp2(const py::array& exponents,
+                                  const std::optional<std::string>& instructions) {
+    check_layout<float>(exponents, "exponents", 1);
+    const Tile& tile = find_tile(instructions);
+    py::array_t<float> result(exponents.size());
+    const auto* x = static_cast<const float*>(exponents.data());
+    float* out = result.mutable_data();
+    const std::ptrdiff_t count = exponents.size();
+    {
+        const py::gil_scoped_release unlocked;
+        tile.exp2(x, count, out);
+    }
+    return result;
+}
+
+}  // namespace
+
+void define_attention(py::module_& module) {
+    module.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"),
+               py::arg("bias") = py::none(), py::arg("threads") = 0,
+               py::arg("instructions") = py::none(),
+               "Return softmax(query key^T / sqrt(D) + bias) value of (N, Q, D), (N, K, D), "
+               "(N, K, V) and (N, K) float32: (N, Q, V). Keys with a bias of -1e8 or less are left "
+               "out.");
+    module.def("attention_exp2", &attention_exp2, py::arg("exponents"),
+               py::arg("instructions") = py::none(),
+               "Return 2**exponents of (K,) float32, at most 0, as attention computes it.");
+    module.def("attention_instructions", &instructions,
+               "Return what attention can use on this machine, the best first.");
+}
+
+}  // namespace vkrt

@@ -1,0 +1,129 @@
+"""Memory attention on host arrays, without torch: C++ in parallel, or numpy where that is missing.
+
+Both leave out what a table of all logits would cost in memory: the C++ holds those of a block of
+keys, numpy those of a block of queries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+__all__ = ["IS_NATIVE", "MASKED", "attend", "stand_in"]
+
+SWITCH = "VKRT_NO_NATIVE"
+MASKED = -1e8  # a bias of at most this leaves a key out
+PAIRS_AT_ONCE = 2**22  # logits that numpy holds at a time: 16 MB
+
+
+def attend(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    bias: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Return softmax(query key' / sqrt(D) + bias) value.
+
+    A key whose bias is MASKED or less is left out: neither it nor its value is read, and a query
+    without any other key gets 0. All arrays are float32, contiguous and not empty.
+
+    Args:
+        query: (N, Q, D).
+        key: (N, K, D).
+        value: (N, K, V).
+        bias: (N, K), added to the logits of every query; None adds nothing.
+        threads: CPU threads; None is one per core, up to 8. The result does not depend on it.
+
+    Returns:
+        (N, Q, V) float32.
+
+    Raises:
+        TypeError: an array is not float32.
+        ValueError: an array is not contiguous, is empty, or its shape does not fit the others.
+    """
+    return _attention(query, key, value, bias, threads or 0)
+
+
+def stand_in(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    bias: np.ndarray | None = None,
+    threads: int = 0,
+) -> np.ndarray:
+    """Compute attend in numpy, some queries at a time; `threads` is taken and ignored."""
+    check(query, key, value, bias)
+    result = np.zeros((*query.shape[:2], value.shape[2]), np.float32)
+    scale = np.float32(query.shape[2] ** -0.5)
+    for index, out in enumerate(result):
+        keys, values, added = seen(key[index], value[index], None if bias is None else bias[index])
+        if not len(keys):
+            continue
+        rows = max(1, PAIRS_AT_ONCE // len(keys))
+        for begin in range(0, len(out), rows):
+            some = slice(begin, begin + rows)
+            weights = query[index, some] * scale @ keys.T
+            weights += added
+            weights -= weights.max(axis=1, keepdims=True)
+            np.exp(weights, out=weights)
+            out[some] = weights @ values / weights.sum(axis=1, keepdims=True)
+    return result
+
+
+def seen(
+    keys: np.ndarray, values: np.ndarray, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | np.float32]:
+    """Return keys, values and bias of one object without the masked ones."""
+    if bias is None:
+        return keys, values, np.float32(0)
+    chosen = ~(bias <= MASKED)  # NaN is not masked, so that it shows
+    return keys[chosen], values[chosen], bias[chosen]
+
+
+def check(query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray | None) -> None:
+    """Raise what attend does on bad arrays."""
+    arrays = {"query": (query, 3), "key": (key, 3), "value": (value, 3)}
+    if bias is not None:
+        arrays["bias"] = bias, 2
+    for name, (array, dimensions) in arrays.items():
+        check_layout(array, name, dimensions)
+    if not len(query) == len(key) == len(value):
+        raise ValueError("query, key and value must be of equally many objects")
+    if query.shape[2] != key.shape[2]:
+        depths = f"{query.shape[2]} and {key.shape[2]}"
+        raise ValueError(f"query and key must be equally deep, not {depths}")
+    if key.shape[1] != value.shape[1]:
+        counts = f"{key.shape[1]} and {value.shape[1]}"
+        raise ValueError(f"key and value must be equally many, not {counts}")
+    if bias is not None and bias.shape != key.shape[:2]:
+        raise ValueError(f"bias must have shape {key.shape[:2]}, a number for each key")
+
+
+def check_layout(array: np.ndarray, name: str, dimensions: int) -> None:
+    """Raise unless an array is float32 of so many dimensions, contiguous and not empty."""
+    if array.dtype != np.float32:
+        raise TypeError(f"{name} must be float32, not {array.dtype}")
+    if array.ndim != dimensions:
+        raise ValueError(f"{name} must have {dimensions} dimensions, not {array.ndim}")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(f"{name} must be contiguous; pass numpy.ascontiguousarray of it")
+    if not array.size:
+        raise ValueError(f"{name} has a size of 0, which is not between 1 and 2147483647")
+
+
+def find() -> Callable[..., np.ndarray]:
+    """Return the C++ attention, or the stand-in where that is turned off or missing."""
+    if os.environ.get(SWITCH, "") not in ("", "0"):
+        return stand_in
+    try:
+        from vkrt._native import attention
+    except ImportError:
+        return stand_in
+    return attention
+
+
+_attention = find()
+IS_NATIVE = _attention is not stand_in

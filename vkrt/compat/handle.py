@@ -1,0 +1,76 @@
+"""The model as upstream's code holds it: what predictors take and user code asks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vkrt.engines.sam2_image import Segmenter
+from vkrt.loading import load
+
+__all__ = ["Sam2Handle", "load_segmenter"]
+
+
+class Sam2Handle:
+    """Stand where upstream has its model: what predictors take and user code asks.
+
+    Attributes:
+        segmenter: the vkrt model.
+        image_size: side of the model's input, in pixels.
+        mask_threshold: logit above which a pixel is in a mask.
+        dynamic_multimask_via_stability: whether an unstable single mask is replaced by the best
+            of three.
+    """
+
+    mask_threshold = 0.0
+    training = False
+
+    def __init__(self, segmenter: Segmenter, dynamic_multimask_via_stability: bool = True) -> None:
+        self.segmenter = segmenter
+        self.image_size = segmenter.config.image_size
+        self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
+
+    @property
+    def device(self) -> Any:
+        """Return the torch device that the model runs on."""
+        import torch
+
+        return torch.device(self.segmenter.device)
+
+    def eval(self) -> Sam2Handle:
+        """Return the model itself: it only infers."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Sam2Handle:
+        """Return the model itself where it is already there.
+
+        Raises:
+            ValueError: another device is asked for; that is chosen when it is built.
+        """
+        import torch
+
+        for wanted in (*args, *kwargs.values()):
+            if not isinstance(wanted, (str, torch.device)):
+                continue
+            if torch.device(wanted).type != self.device.type:
+                raise ValueError(f"built for {self.device}; pass device={wanted!r} to the builder")
+        return self
+
+
+def load_segmenter(
+    config_file: str,
+    ckpt_path: str | os.PathLike[str] | None,
+    device: Any,
+    mode: str,
+    image_size: int | None,
+    **kwargs: Any,
+) -> Segmenter:
+    """Return the vkrt model that the arguments of upstream's builders name.
+
+    Raises:
+        VkrtError: as vkrt.load.
+        ValueError: mode is not "eval".
+    """
+    if mode != "eval":
+        raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
+    return load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)

@@ -1,0 +1,403 @@
+"""Upstream's video predictor, over the clip engine: the same calls, arguments and return values.
+
+What differs from upstream, beside what vkrt.compat.sam2 says: frames are read when they are needed
+and objects run as one batch, so that neither the clip's length nor the objects' number costs what
+it does there. Objects may be added while a clip is tracked. A prompt on a frame that was prompted
+before takes the old one's place even after tracking, and what a prompt that is taken back led to on
+its frame goes with it. Ids are whole numbers, and points lie on the frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vkrt import catalog
+from vkrt.compat.handle import Sam2Handle, load_segmenter
+from vkrt.compat.overrides import VIDEO, read_overrides
+from vkrt.compat.video_masks import apart, full_size
+from vkrt.compat.video_prompts import frame_number, read_box, read_mask, read_points
+from vkrt.compat.video_state import VideoState, open_clip
+from vkrt.engines.sam2_image import Segmenter
+from vkrt.errors import PromptError
+
+__all__ = [
+    "SAM2VideoPredictor",
+    "build_sam2_video_predictor",
+    "build_sam2_video_predictor_hf",
+]
+
+# Upstream's builder fills holes up to this, in low-resolution pixels.
+FILL_HOLE_AREA = 8
+# Upstream has no bound for these: prompted frames that condition others, frames whose answers and
+# memories are kept for corrections (1.3 MB an object and frame at an input of 1024).
+CONDITIONING = 16
+HISTORY = 256
+
+
+class SAM2VideoPredictor(Sam2Handle):
+    """Track objects through clips with upstream's calls.
+
+    Args:
+        segmenter: the vkrt model; build_sam2_video_predictor loads it.
+        fill_hole_area: fill holes of at most this many low-resolution pixels.
+        non_overlap_masks: push the logits of all but the surest object of a pixel to -10 or less.
+        clear_non_cond_mem_around_input: a prompt drops what was tracked around it.
+        add_all_frames_to_correct_as_cond: later frames are conditioned on corrected frames too, so
+            that a correction survives when the clip is tracked again.
+        max_cond_frames_in_attn: prompted frames that an object remembers at once, those nearest
+            in time; -1 is 16 (upstream has no bound then).
+        history: frames of each object, besides the prompted ones, of which answers are kept.
+        dynamic_multimask_via_stability: of predictions on single pictures; tracking always has it.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        fill_hole_area: int = 0,
+        non_overlap_masks: bool = False,
+        clear_non_cond_mem_around_input: bool = False,
+        add_all_frames_to_correct_as_cond: bool = False,
+        max_cond_frames_in_attn: int = -1,
+        history: int = HISTORY,
+        dynamic_multimask_via_stability: bool = True,
+    ) -> None:
+        super().__init__(segmenter, dynamic_multimask_via_stability)
+        self.fill_hole_area = fill_hole_area
+        self.non_overlap_masks = non_overlap_masks
+        self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
+        self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
+        self.max_cond_frames_in_attn = max_cond_frames_in_attn
+        self.history = history
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+        """Build a predictor from a hub id; see build_sam2_video_predictor_hf."""
+        return build_sam2_video_predictor_hf(model_id, **kwargs)
+
+    def init_state(
+        self,
+        video_path: Any,
+        offload_video_to_cpu: bool = False,
+        offload_state_to_cpu: bool = False,
+        async_loading_frames: bool = False,
+    ) -> VideoState:
+        """Open a clip and return its state, for the other calls.
+
+        Args:
+            video_path: a folder of JPEG files, a video file or its bytes; whatever else
+                vkrt.media.video.open_video takes and has a known length.
+            offload_video_to_cpu: changes nothing: only a few frames are held, on the host.
+            offload_state_to_cpu: changes nothing: what is kept of past frames is on the host.
+            async_loading_frames: changes nothing: a thread always reads ahead while tracking.
+
+        Raises:
+            VideoError: the clip can't be read.
+            CheckpointError: the weights or the bundle have no memory modules.
+        """
+        import torch
+
+        frames = open_clip(video_path)
+        try:
+            count, limit = frames.length(), self.max_cond_frames_in_attn
+            track = self.segmenter.track(
+                frames,
+                conditioning=min(CONDITIONING if limit < 1 else limit, count),
+                history=min(self.history, count),
+            )
+            return VideoState(
+                track,
+                frames,
+                self.image_size,
+                device=self.device,
+                storage_device=torch.device("cpu") if offload_state_to_cpu else self.device,
+                offload_video_to_cpu=offload_video_to_cpu,
+                offload_state_to_cpu=offload_state_to_cpu,
+            )
+        except BaseException:
+            frames.close()
+            raise
+
+    def add_new_points_or_box(
+        self,
+        inference_state: VideoState,
+        frame_idx: int,
+        obj_id: int,
+        points: Any = None,
+        labels: Any = None,
+        clear_old_points: bool = True,
+        normalize_coords: bool = True,
+        box: Any = None,
+    ) -> tuple[int, list[int], Any]:
+        """Say by points or a box what an object is on a frame, or what is wrong with it there.
+
+        Args:
+            inference_state: what init_state gave.
+            frame_idx: the frame's number.
+            obj_id: any whole number; a new one begins an object.
+            points: (P, 2) x, y.
+            labels: (P,) 1 on the object and 0 not on it.
+            clear_old_points: forget the points that were given on this frame before.
+            normalize_coords: coordinates are in pixels of the frame; else in [0, 1].
+            box: (4,) x0, y0, x1, y1.
+
+        Returns:
+            frame_idx, the N ids of all objects, and logits (N, 1, H, W) at the clip's size;
+            -1024 everywhere for an object that has no answer on this frame.
+
+        Raises:
+            PromptError: the prompt does not fit the frame or the clip.
+        """
+        if (points is None) != (labels is None):
+            raise PromptError("points and labels must be given together, one label a point")
+        if box is not None and not clear_old_points:
+            raise PromptError("a box comes before points: give it with clear_old_points=True")
+        height, width = (1, 1) if normalize_coords else inference_state.size
+        scale = np.array([width, height], np.float32)
+        spots = read_points(points, labels, box is not None)
+        corners = None if box is None else read_box(box) * np.tile(scale, 2)
+        return self._prompt(
+            inference_state,
+            frame_idx,
+            obj_id,
+            join=not clear_old_points,
+            points=None if spots is None else spots[0] * scale,
+            labels=None if spots is None else spots[1],
+            box=corners,
+        )
+
+    def add_new_points(self, *args: Any, **kwargs: Any) -> tuple[int, list[int], Any]:
+        """Do as add_new_points_or_box, under its old name."""
+        return self.add_new_points_or_box(*args, **kwargs)
+
+    def add_new_mask(
+        self, inference_state: VideoState, frame_idx: int, obj_id: int, mask: Any
+    ) -> tuple[int, list[int], Any]:
+        """Say by a mask what an object is on a frame.
+
+        Args:
+            inference_state, frame_idx, obj_id: as in add_new_points_or_box.
+            mask: (h, w) bool, or numbers of which those above 0 are the object; stretched to the
+                frame where it is of another size.
+
+        Returns:
+            as add_new_points_or_box.
+
+        Raises:
+            PromptError: it is no mask, or the frame is beyond the clip.
+        """
+        stretched = read_mask(mask, inference_state.size)
+        return self._prompt(inference_state, frame_idx, obj_id, mask=stretched)
+
+    def _prompt(
+        self, state: VideoState, frame_idx: int, obj: int, join: bool = False, **said: Any
+    ) -> tuple[int, list[int], Any]:
+        """Hand a prompt to the engine, joined to the points before it if asked; show the frame."""
+        frame, story = frame_number(frame_idx), state.story(obj)
+        before = None if story is None else story.said.get(frame)
+        keep = join and before is not None and before.mask is None
+        # User code sets these on the predictor after it opened a clip, too.
+        state.track.settings = replace(
+            state.track.settings,
+            corrections_condition=self.add_all_frames_to_correct_as_cond,
+            clear_around_prompts=self.clear_non_cond_mem_around_input,
+        )
+        with inference():
+            state.track.prompt(frame, obj, keep=keep, **said)
+        state.refresh()
+        return self._show(state, frame)
+
+    def propagate_in_video_preflight(self, inference_state: VideoState) -> None:
+        """Check that there is something to track; vkrt has nothing to prepare.
+
+        Raises:
+            PromptError: there is no object, or one has no prompt left.
+        """
+        inference_state.track.propagate(frames=0)
+
+    def propagate_in_video(
+        self,
+        inference_state: VideoState,
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[int, list[int], Any]]:
+        """Track all objects, and give frame after frame.
+
+        Args:
+            inference_state: what init_state gave.
+            start_frame_idx: the first frame; None is the first prompted one, in either direction.
+            max_frame_num_to_track: how many frames to go on after the first one; None goes to the
+                end of the clip.
+            reverse: go back in time; from frame 0 that gives nothing, not even this frame.
+
+        Returns:
+            an iterator over what add_new_points_or_box returns.
+
+        Raises:
+            PromptError: there is no object, one has no prompt left, or the first frame is beyond
+                the clip.
+        """
+        self.propagate_in_video_preflight(inference_state)
+        if start_frame_idx is None:
+            start = inference_state.first_prompted()
+        else:
+            start = frame_number(start_frame_idx)
+        count = None if max_frame_num_to_track is None else max(max_frame_num_to_track + 1, 0)
+        if reverse and start == 0:
+            count = 0
+        found = inference_state.track.propagate(start, reverse, count)
+        return self._go(inference_state, (tracked.frame for tracked in found))
+
+    def _go(self, state: VideoState, frames: Iterator[int]) -> Iterator[tuple[int, list[int], Any]]:
+        """Show each frame once it is tracked."""
+        while True:
+            # Around each step alone: between them runs the code of whoever takes the frames.
+            with inference():
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield self._show(state, frame)
+
+    def clear_all_prompts_in_frame(
+        self,
+        inference_state: VideoState,
+        frame_idx: int,
+        obj_id: int,
+        need_output: bool = True,
+    ) -> tuple[int, list[int], Any] | None:
+        """Take back what was said of an object on a frame, and what it led to there.
+
+        Args:
+            inference_state, frame_idx, obj_id: as in add_new_points_or_box.
+            need_output: give the frame as it is then.
+
+        Returns:
+            as add_new_points_or_box, or None.
+
+        Raises:
+            PromptError: there is no such object.
+        """
+        frame, story = frame_number(frame_idx), inference_state.story(obj_id)
+        # Like upstream, it is content where nothing was said.
+        if story is None or frame in story.said:
+            inference_state.track.clear(frame, obj_id)
+        return self._show(inference_state, frame) if need_output else None
+
+    def remove_object(
+        self,
+        inference_state: VideoState,
+        obj_id: int,
+        strict: bool = False,
+        need_output: bool = True,
+    ) -> tuple[list[int], list[tuple[int, Any]]]:
+        """Remove an object and all that is known of it.
+
+        Args:
+            inference_state, obj_id: as in add_new_points_or_box.
+            strict: an object that is not there is an error.
+            need_output: give the frames on which it was prompted as they are then.
+
+        Returns:
+            the ids that are left, and pairs of a frame's number and its logits (N, 1, H, W).
+
+        Raises:
+            PromptError: strict, and there is no such object.
+        """
+        story = inference_state.story(obj_id)
+        if story is not None or strict:
+            with inference():
+                inference_state.track.remove(obj_id)
+            inference_state.refresh()
+        left: list[int] = inference_state["obj_ids"]
+        if story is None or not left or not need_output:
+            return list(left), []
+        frames = sorted(story.said)
+        return list(left), [(frame, self._masks(inference_state, frame)) for frame in frames]
+
+    def reset_state(self, inference_state: VideoState) -> None:
+        """Forget every object of a clip."""
+        inference_state.track.reset()
+        inference_state.refresh()
+
+    def _show(self, state: VideoState, frame: int) -> tuple[int, list[int], Any]:
+        """Return a frame as upstream gives it."""
+        return frame, list(state["obj_ids"]), self._masks(state, frame)
+
+    def _masks(self, state: VideoState, frame: int) -> Any:
+        """Return logits (N, 1, H, W) of all objects on a frame."""
+        import torch
+
+        known, threads = state.logits(frame), self.segmenter.threads
+        full = full_size(known, state["obj_ids"], state.size, self.fill_hole_area, threads)
+        masks = torch.from_numpy(full).to(self.device)
+        return apart(masks) if self.non_overlap_masks else masks
+
+    def _apply_non_overlapping_constraints(self, pred_masks: Any) -> Any:
+        """Do as vkrt.compat.video_masks.apart: upstream's scripts call it by this name."""
+        return apart(pred_masks)
+
+
+def build_sam2_video_predictor(
+    config_file: str,
+    ckpt_path: str | os.PathLike[str] | None = None,
+    device: Any = "auto",
+    mode: str = "eval",
+    hydra_overrides_extra: list[str] | None = None,
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+    **kwargs: Any,
+) -> SAM2VideoPredictor:
+    """Build a video predictor from upstream's config path and a checkpoint.
+
+    Args:
+        config_file, ckpt_path, device, mode: as in vkrt.compat.sam2.build_sam2.
+        hydra_overrides_extra: of upstream's overrides those of image_size,
+            dynamic_multimask_via_stability, max_cond_frames_in_attn and the options of
+            SAM2VideoPredictor.
+        apply_postprocessing: fill holes of up to 8 low-resolution pixels. That an unstable single
+            mask gives way to the best of three, and that prompted frames are remembered as what
+            is shown and not as logits, is so in either case while tracking.
+        vos_optimized: changes nothing: the backend decides what is compiled.
+        kwargs: options of vkrt.load (backend, precision, threads).
+
+    Raises:
+        VkrtError: as vkrt.load, or an override that vkrt does not know.
+        ValueError: mode is not "eval".
+    """
+    overrides = read_overrides(hydra_overrides_extra or [], VIDEO)
+    image_size = overrides.pop("image_size", None)
+    segmenter = load_segmenter(config_file, ckpt_path, device, mode, image_size, **kwargs)
+    options = {
+        "dynamic_multimask_via_stability": apply_postprocessing,
+        "fill_hole_area": FILL_HOLE_AREA if apply_postprocessing else 0,
+        **overrides,
+    }
+    return SAM2VideoPredictor(segmenter, **options)
+
+
+def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+    """Build the predictor of a hub id such as "facebook/sam2.1-hiera-tiny", fetching its weights.
+
+    Raises:
+        VkrtError: as build_sam2_video_predictor; DownloadError where the hub can't be reached.
+    """
+    from vkrt.weights.hub import pull
+
+    model = catalog.find(model_id)
+    return build_sam2_video_predictor(model.name, pull(model), **kwargs)
+
+
+def inference() -> AbstractContextManager[Any]:
+    """Return torch's inference mode.
+
+    Without it an engine could not go on, outside of a caller's own, with what it made inside.
+    """
+    import torch
+
+    return torch.inference_mode()

@@ -1,0 +1,64 @@
+"""What upstream shows of a frame: logits of all objects at the clip's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vkrt.media.masks import clean_logits, upsample
+
+__all__ = ["apart", "fill_small_holes", "full_size"]
+
+# The logits of an object without an answer, of a filled hole, and at most of what others own.
+NO_OBJECT = -1024.0
+FILLED = 0.1
+OVERLAPPED = -10.0
+
+
+def full_size(
+    known: Mapping[int, np.ndarray],
+    objects: Sequence[int],
+    size: tuple[int, int],
+    fill_hole_area: int = 0,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Return logits (N, 1, H, W) float32 of all objects; -1024 of one without an answer.
+
+    Args:
+        known: (h, w) float32 by object, of those that have an answer.
+        objects: the N ids.
+        size: height and width of the frame.
+        fill_hole_area: largest hole that is filled, in low-resolution pixels.
+        threads: CPU threads; None is one per core.
+    """
+    full = np.full((len(objects), 1, *size), NO_OBJECT, np.float32)
+    rows = [row for row, obj in enumerate(objects) if obj in known]
+    if rows:
+        low = np.stack([known[objects[row]] for row in rows])
+        low = fill_small_holes(low, fill_hole_area, threads)
+        full[rows, 0] = upsample(low, *size, threads=threads)
+    return full
+
+
+def fill_small_holes(logits: np.ndarray, max_area: int, threads: int | None = None) -> np.ndarray:
+    """Return logits (N, h, w) with holes of at most max_area pixels at 0.1, as upstream has it."""
+    if max_area <= 0:
+        return logits
+    filled = clean_logits(logits, max_hole_area=max_area, threads=threads)
+    return np.where(filled != logits, np.float32(FILLED), logits)
+
+
+def apart(masks: Any) -> Any:
+    """Leave each pixel of logits (N, 1, H, W), a tensor, to the object with the largest one.
+
+    Those of the others are -10 there at most.
+    """
+    import torch
+
+    if len(masks) < 2:
+        return masks
+    owner = masks.argmax(dim=0, keepdim=True)
+    rows = torch.arange(len(masks), device=masks.device).view(-1, 1, 1, 1)
+    return torch.where(owner == rows, masks, masks.clamp(max=OVERLAPPED))

@@ -1,0 +1,67 @@
+"""Prompts on frames as upstream's callers give them: tensors, arrays or lists of several shapes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from vkrt.errors import PromptError
+from vkrt.media.masks import upsample
+from vkrt.media.prompts import numbers
+
+__all__ = ["frame_number", "read_box", "read_mask", "read_points"]
+
+
+def frame_number(value: Any) -> int:
+    """Return a frame's number as int: of a numpy one the engine could not make a bit.
+
+    Raises:
+        PromptError: it is no whole number.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise PromptError(f"a frame's number must be a whole one, not {value!r:.40}") from None
+
+
+def on_host(value: Any) -> Any:
+    """Return a tensor of any device as a host array, and anything else as it is."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def read_points(points: Any, labels: Any, optional: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (P, 2) and (P,) float32 of points that may have a batch axis of one before them.
+
+    Args:
+        optional: no point at all is the same as None.
+    """
+    if points is None:
+        return None
+    spots, kinds = numbers(on_host(points), "points"), numbers(on_host(labels), "labels")
+    spots = spots[0] if spots.ndim == 3 and len(spots) == 1 else spots
+    kinds = kinds[0] if kinds.ndim == 2 and len(kinds) == 1 else kinds
+    if spots.ndim != 2 or spots.shape[1] != 2:
+        raise PromptError(f"points must have shape (P, 2) as x, y, not {np.shape(points)}")
+    return None if optional and not len(spots) else (spots, kinds)
+
+
+def read_box(box: Any) -> np.ndarray:
+    """Return (4,) float32 of a box in any shape that has four numbers."""
+    corners = numbers(on_host(box), "box")
+    if corners.size != 4:
+        raise PromptError(f"box must be x0, y0, x1, y1, not shape {np.shape(box)}")
+    return corners.reshape(4)
+
+
+def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) bool of a mask that may have another size."""
+    inside = np.asarray(on_host(mask))
+    if inside.ndim != 2 or inside.size == 0 or inside.dtype.kind not in "buif":
+        raise PromptError(f"mask must be (H, W) bool, not {inside.shape} {inside.dtype}")
+    inside = inside > 0
+    if inside.shape == size:
+        return inside
+    stretched: np.ndarray = upsample(inside.astype(np.float32)[None], *size)[0] >= 0.5
+    return stretched
