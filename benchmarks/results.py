@@ -12,9 +12,11 @@ __all__ = [
     "BARS",
     "QUALITY",
     "RESULTS",
+    "TRACKING",
     "BarRow",
     "QualityRow",
     "SpeedRow",
+    "TrackingRow",
     "append_rows",
     "check_columns",
     "columns",
@@ -25,6 +27,7 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results.csv"
 QUALITY = FOLDER / "quality.csv"
 BARS = FOLDER / "bars.csv"
+TRACKING = FOLDER / "tracking.csv"
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,35 @@ class QualityRow:
     p10: float
     median: float
     calibration: float | None
+    bar: float | None
+
+
+@dataclass(frozen=True)
+class TrackingRow:
+    """Hold how well a model tracks objects through clips, in one measure.
+
+    Attributes:
+        checkpoint: start of the SHA-256 of the weights.
+        image_size: side of the model's input, in pixels.
+        clips: held-out clips that count, of `frames` frames each; `skipped` before them had no
+            object to judge by.
+        measure: "J", "F" or "J&F" (benchmarks.jf).
+        mean, p10, median: over the clips, of each clip's mean over its frames.
+        bar: what the mean must reach, if anything.
+    """
+
+    date: str
+    commit: str
+    model: str
+    checkpoint: str
+    image_size: int
+    clips: int
+    skipped: int
+    frames: int
+    measure: str
+    mean: float
+    p10: float
+    median: float
     bar: float | None
 
 

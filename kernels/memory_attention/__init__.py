@@ -41,8 +41,8 @@ def memory_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) ->
     if value.shape[1] != key.shape[1] or bias.shape[1] != key.shape[1]:
         raise ValueError(f"every key must have a value and a bias: {shapes}")
     if on_host(*inputs.values()):
-        arrays = [tensor.contiguous().numpy() for tensor in inputs.values()]
-        read = host.attend(*arrays[:3], bias=arrays[3], threads=torch.get_num_threads())
+        queries, keys, values, biases = (t.contiguous().numpy() for t in inputs.values())
+        read = host.attend(queries, keys, values, bias=biases, threads=torch.get_num_threads())
         return torch.from_numpy(read)
     return attend(query, key, value, bias)
 
