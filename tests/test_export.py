@@ -276,12 +276,12 @@ def test_sizes_that_the_graph_lost_are_found(tmp_path: Path) -> None:
 
 
 def test_the_manifest_of_a_real_export(pico: str, pico_bundle: Path, pico_checkpoint: Path) -> None:
-    from vkrt.models.sam2.stages import image_stages
+    from vkrt.models.sam2.stage_set import all_stages
     from vkrt.weights.sam2 import load_sam2
 
     bundle = read_bundle(pico_bundle)
     _, module = load_sam2(pico_checkpoint, pico)
-    stages = image_stages(module)
+    stages = all_stages(module)
     assert set(bundle.stages) == set(stages)
     for name, stage in stages.items():
         assert (bundle.stages[name].inputs, bundle.stages[name].outputs) == (
@@ -303,6 +303,9 @@ def test_the_manifest_of_a_real_export(pico: str, pico_bundle: Path, pico_checkp
 @pytest.fixture
 def toy_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the models have one small stage, so that an export takes a second."""
+    monkeypatch.setattr(
+        "vkrt.models.sam2.stage_set.all_stages", lambda model: {"mixer": mixer(), "shaker": mixer()}
+    )
     monkeypatch.setattr("vkrt.models.sam2.stages.image_stages", lambda model: {"mixer": mixer()})
 
 
@@ -320,6 +323,7 @@ def test_the_command_writes_a_bundle(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ("sam2.1-nano", "--checkpoint", nano_checkpoint, "--out", "b", "--image-size", 64)
+    given = (*given, "--photos-only")
     code, out, err = call(capsys, *given, "--json")
     assert (code, err) == (0, "")
     report, bundle = json.loads(out), read_bundle("b")

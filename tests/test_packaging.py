@@ -132,7 +132,8 @@ def test_a_second_call_installs_nothing(tmp_path: Path) -> None:
     assert model.packaged_bundle is not None
     place = model.packaged_bundle.relative_to(Path(vkrt.__file__).parent.parent)
     exported = " ".join(planned("bundle").replace("\\\n", " ").split())
-    assert f"vkrt export {model.name} --precision fp16 --force --out {place}" in exported
+    options = f"--precision fp16 --photos-only --force --out {place}"
+    assert f"vkrt export {model.name} {options}" in exported
 
 
 def test_ci_runs_only_make_targets() -> None:
