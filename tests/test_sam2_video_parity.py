@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers.models.sam2_video import modeling_sam2_video as theirs
 
 from benchmarks.peers.transformers_video import video_model, video_twin
@@ -86,7 +87,7 @@ class Session:
 
     def __init__(self, oracle: theirs.Sam2VideoModel, frames: np.ndarray, size: int) -> None:
         pixels = torch.from_numpy(np.stack([to_input(frame, size) for frame in frames]))
-        self.oracle, self.scale = oracle, size / frames.shape[1]
+        self.oracle, self.side, self.scale = oracle, size, size / frames.shape[1]
         self.state = theirs.Sam2VideoInferenceSession(
             pixels, *frames.shape[1:3], dtype=torch.float32
         )
@@ -96,7 +97,9 @@ class Session:
         row = self.state.obj_id_to_idx(1)
         if "mask" in said:
             mask = torch.as_tensor(said["mask"]).float()[None, None]
-            self.state.add_mask_inputs(row, frame, mask)
+            # As the processor brings it to the model's size.
+            large = F.interpolate(mask, self.side, mode="bilinear", antialias=True)
+            self.state.add_mask_inputs(row, frame, (large >= 0.5).float())
         else:
             self.state.remove_mask_inputs(row, frame)
             self.state.add_point_inputs(row, frame, self.points(said))

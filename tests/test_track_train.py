@@ -317,8 +317,9 @@ def test_what_pictures_do_not_teach_learns_faster_and_the_encoder_later() -> Non
     assert len(shares) == len(named)
     for name in ("memory_attention.norm.weight", "obj_ptr_proj.layers.0.weight", "no_obj_ptr"):
         assert is_of_tracking(name) and shares[id(named[name])] == 1
-    for name in ("no_mem_embed", "sam_mask_decoder.iou_token.weight"):
-        assert not is_of_tracking(name) and shares[id(named[name])] == SMALL.image_share
+    for name in ("no_mem_embed", "sam_mask_decoder.obj_score_token.weight"):
+        assert not is_of_tracking(name) and shares[id(named[name])] == SMALL.decoder_share
+    assert shares[id(named["image_encoder.trunk.pos_embed"])] == SMALL.encoder_share
     modules = Modules(state.model)
     before = {name: value.clone() for name, value in named.items()}
     for step, moves in ((1, False), (2, True)):
@@ -328,7 +329,7 @@ def test_what_pictures_do_not_teach_learns_faster_and_the_encoder_later() -> Non
         assert any(name.startswith("memory_encoder") for name in moved)
         assert any(name.startswith("image_encoder") for name in moved) == moves
     rates = {group["share"]: group["lr"] for o in state.optimizers for group in o.param_groups}
-    assert rates[SMALL.image_share] == pytest.approx(SMALL.image_share * rates[1.0])
+    assert rates[SMALL.encoder_share] == pytest.approx(SMALL.encoder_share * rates[1.0])
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, pico_checkpoint: Path) -> None:
@@ -389,8 +390,7 @@ def test_it_learns_to_follow_one_clip() -> None:
         steps=60,
         frames=(4, 4),
         corrections=0.0,
-        learning_rate=2e-3,
-        image_share=0.5,
+        encoder_share=0.5,
         encoder_from=0.0,
         fresh=True,
     )

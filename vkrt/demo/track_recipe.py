@@ -22,8 +22,9 @@ class TrackRecipe:
         corrections: share of the clips that are corrected on one frame.
         scenes: scenes a step, beside the clips; 0 for none.
         scene_objects: prompts a scene.
-        learning_rate: the peak, after the share `warmup` of the steps.
-        image_share: share of it for what pictures alone have taught.
+        learning_rate: the peak for what no picture teaches, after the share `warmup` of the steps.
+        decoder_share, encoder_share: of that rate, for the mask decoder and the prompts, and for
+            the image encoder, which pictures have taught.
         encoder_from: share of the steps after which the image encoder learns too; 1 keeps it.
         trust_until: share of the steps in which it is not the model that says whether an object
             was there, when that is remembered.
@@ -43,8 +44,9 @@ class TrackRecipe:
     corrections: float = 0.25
     scenes: int = 2
     scene_objects: int = 4
-    learning_rate: float = 5e-4
-    image_share: float = 0.2
+    learning_rate: float = 1.2e-3
+    decoder_share: float = 0.5
+    encoder_share: float = 0.1
     encoder_from: float = 0.3
     trust_until: float = 0.15
     fresh: bool = False
@@ -65,7 +67,7 @@ PARTS = (
         scenes=1,
         frames=(6, 10),
         stride=3,
-        learning_rate=3e-4,
+        learning_rate=6e-4,
         encoder_from=0.0,
         trust_until=0.0,
         seed=1,

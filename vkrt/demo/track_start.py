@@ -16,7 +16,7 @@ __all__ = ["prepare_memory"]
 OUTPUT_SCALE = 0.2
 FUSER_SCALE = 0.1
 # Seen from the own place, logits fall by 1 over about two pixels of stride 16.
-PLACE_BIAS = 1.5
+PLACE_BIAS = 1.8
 # Radians a pixel: channels that turn more slowly tell no neighbours apart.
 SLOWEST = 0.06
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vkrt import catalog
@@ -118,6 +118,19 @@ def is_of_tracking(name: str) -> bool:
     return name.startswith(OF_TRACKING)
 
 
+def parameters_of(recipe: TrackRecipe, model: Sam2) -> list[tuple[float, list[nn.Parameter]]]:
+    """Return all parameters in parts, with the share of the learning rate that each has."""
+    parts: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if is_of_tracking(name):
+            share = 1.0
+        else:
+            is_encoder = name.startswith("image_encoder")
+            share = recipe.encoder_share if is_encoder else recipe.decoder_share
+        parts.setdefault(share, []).append(parameter)
+    return list(parts.items())
+
+
 def build(recipe: TrackRecipe, start_from: Path | None) -> State:
     """Return the state of a run that has not begun.
 
@@ -128,16 +141,10 @@ def build(recipe: TrackRecipe, start_from: Path | None) -> State:
     config = catalog.find(recipe.model, recipe.image_size).config
     torch.manual_seed(recipe.seed)
     model, averaged = Sam2(config), Sam2(config)
-    named = list(model.named_parameters())
     optimizers = [
         optimizer
-        for ours, share in ((True, 1.0), (False, recipe.image_share))
-        for optimizer in make_optimizers(
-            [p for name, p in named if is_of_tracking(name) == ours],
-            recipe.weight_decay,
-            recipe.muon,
-            share,
-        )
+        for share, parameters in parameters_of(recipe, model)
+        for optimizer in make_optimizers(parameters, recipe.weight_decay, recipe.muon, share)
     ]
     state = State(model, averaged, optimizers)
     weights = load_sam2(start_from, recipe.model)[1].state_dict() if start_from else {}
