@@ -6,6 +6,8 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "DownloadError",
+    "GenerationCancelled",
+    "GenerationError",
     "ImageError",
     "OutputError",
     "PromptError",
@@ -49,3 +51,11 @@ class BackendError(VkrtError, RuntimeError):
 
 class OutputError(VkrtError, OSError):
     """Ask for an output that can't be written."""
+
+
+class GenerationError(VkrtError, RuntimeError):
+    """Ask for pictures that this model, or this machine's memory, can't make."""
+
+
+class GenerationCancelled(VkrtError, RuntimeError):
+    """Stop between two steps because the caller asked for it."""

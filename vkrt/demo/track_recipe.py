@@ -36,7 +36,7 @@ class TrackRecipe:
     model: str = "sam2.1-nano"
     image_size: int = 256
     clip_size: int = 256
-    steps: int = 3_000
+    steps: int = 2_200
     clips: int = 2
     objects: int = 3
     frames: tuple[int, int] = (4, 8)
@@ -62,7 +62,7 @@ PARTS = (
     TrackRecipe(fresh=True),
     TrackRecipe(
         image_size=512,
-        steps=2_000,
+        steps=560,
         clips=1,
         scenes=1,
         frames=(6, 10),
