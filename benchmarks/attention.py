@@ -23,7 +23,8 @@ from benchmarks.measure import compare, measure, summarize
 from benchmarks.peak import TORCH, peaks, product_of
 from benchmarks.variants import VARIANTS, AbsentError, import_variant
 from vkrt.cli.doctor import cpu_model
-from vkrt.kernels.memory_attention import host, reference
+from vkrt.kernels import host_attention as host
+from vkrt.kernels.memory_attention import reference
 from vkrt.media import native
 from vkrt.options import usable_cores
 

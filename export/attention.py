@@ -1,4 +1,4 @@
-"""Attention as the exported graph has it: two products with a softmax between, nothing more."""
+"""Attention as the exported graph has it: two products with a softmax between, or one mark."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from onnxscript import opset20 as op
 
-__all__ = ["TRANSLATIONS"]
+import vkrt.kernels.memory_attention  # noqa: F401, defines torch.ops.vkrt.memory_attention
+from vkrt.export.marks import MARK, parts_of
 
-# Logits of one head and of this many query-key pairs at most are held at once: 16 MB, so that
-# those of a few heads stay in the last cache between the three steps.
-PAIRS_AT_ONCE = 2**22
+__all__ = ["TRANSLATIONS"]
 
 
 def attention(
@@ -36,26 +35,20 @@ def attention(
     """
     if is_causal or dropout_p or enable_gqa:
         raise NotImplementedError("attention that is causal, drops out or shares keys")
-    # What is computed below has no shape yet.
-    parts = parts_of(query.shape[-2], value.shape[-2]) if attn_mask is None else 1
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    own_scale = query.shape[-1] ** -0.5
+    factor = own_scale if scale is None else scale
+    if attn_mask is None and parts_of(query.shape[-2], value.shape[-2]) > 1:
+        if factor != own_scale:
+            query = op.Mul(query, op.Constant(value_float=factor / own_scale))
+        return MARK(query, key, value)
     if factor != 1.0:
         query = op.Mul(query, op.Constant(value_float=factor))
-    key = op.Transpose(key, perm=[0, 1, 3, 2])
-    if parts == 1:
-        return attend(query, key, value, attn_mask)
-    queries = op.Split(query, axis=2, num_outputs=parts)
-    return op.Concat(*(attend(some, key, value, None) for some in queries), axis=2)
+    return attend(query, op.Transpose(key, perm=[0, 1, 3, 2]), value, attn_mask)
 
 
-def parts_of(queries: Any, keys: Any) -> int:
-    """Return in how many equal parts the queries attend; 1 where a number is not known."""
-    if not isinstance(queries, int) or not isinstance(keys, int):
-        return 1
-    parts = 1
-    while queries * keys > parts * PAIRS_AT_ONCE and queries % (2 * parts) == 0:
-        parts *= 2
-    return parts
+def memory_attention(query: Any, key: Any, value: Any, bias: Any) -> Any:
+    """Translate vkrt.kernels.memory_attention."""
+    return MARK(query, key, value, bias)
 
 
 def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
@@ -67,5 +60,6 @@ def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.scaled_dot_product_attention.default: attention
+    torch.ops.aten.scaled_dot_product_attention.default: attention,
+    torch.ops.vkrt.memory_attention.default: memory_attention,
 }

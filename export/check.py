@@ -16,6 +16,7 @@ from vkrt.export.half import round_half
 from vkrt.export.inputs import random_inputs, trial_sizes
 from vkrt.options import Options
 from vkrt.stage import Stage
+from vkrt.steps import CutFile
 
 __all__ = ["Figure", "check_stage", "refuse_failures"]
 
@@ -55,8 +56,8 @@ class Figure:
         return self.max_relative <= self.allowed
 
 
-def check_stage(stage: Stage, path: Path, precision: str = "fp32") -> list[Figure]:
-    """Compare a stage with its .onnx file and return the figures of each output.
+def check_stage(stage: Stage, path: Path | CutFile, precision: str = "fp32") -> list[Figure]:
+    """Compare a stage with its .onnx file, or the steps of it, and return each output's figures.
 
     Eager PyTorch in fp32 is compared with ONNX Runtime on the CPU. Allowed is 8 times the
     difference that eager PyTorch itself has at the smallest sizes: to fp64 for an fp32 file, to

@@ -18,11 +18,15 @@ from torch import nn
 
 from vkrt.errors import BackendError
 from vkrt.export.attention import TRANSLATIONS
+from vkrt.export.cut import cut_at_marks
 from vkrt.export.files import save_model
 from vkrt.export.half import store_half
 from vkrt.export.inputs import random_inputs, traced_sizes
+from vkrt.export.marks import expand_marks
+from vkrt.export.shared import save_sharing
 from vkrt.export.simplify import simplify
 from vkrt.stage import Stage
+from vkrt.steps import CutFile
 
 __all__ = ["OPSET", "stage_to_onnx"]
 
@@ -38,26 +42,40 @@ class Foldable(Protocol):
         ...
 
 
-def stage_to_onnx(stage: Stage, path: Path, precision: str = "fp32") -> None:
+def stage_to_onnx(
+    stage: Stage, path: Path, precision: str = "fp32", may_cut: bool = False
+) -> Path | CutFile:
     """Write a stage as an .onnx file whose inputs and outputs have the ports' names and symbols.
 
-    Weights over 2 GB go into a second file beside it, path.data.
+    Weights over 2 GB go into a second file beside it, path.data; those of a stage that is cut
+    always do, and its pieces share them.
 
     Args:
         stage: its module is a torch module in float32 on the CPU.
         path: the file to write.
         precision: "fp32", or "fp16" to store large weights so; the arithmetic stays in fp32.
+        may_cut: where there are attentions that kernels of our own compute faster, write the
+            pieces around them as well.
+
+    Returns:
+        the path, with the steps of the stage where it was cut.
 
     Raises:
         BackendError: torch can't export it; a bug of the model or of the exporter.
     """
     model = translate(replace(stage, module=folded(stage.module)))
     simplify(model)
-    restore_symbols(model, stage)
     strip_notes(model)
     if precision == "fp16":
         store_half(model)
-    save_model(model, path)
+    cut = cut_at_marks(model, path) if may_cut else None
+    expand_marks(model)
+    restore_symbols(model, stage)
+    if cut is None:
+        save_model(model, path)
+        return path
+    save_sharing({path: model, **cut.pieces}, path.with_name(f"{path.name}.data"))
+    return CutFile(path, cut.steps)
 
 
 def folded(module: nn.Module) -> nn.Module:

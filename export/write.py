@@ -45,9 +45,11 @@ def write_bundle(
         written: dict[str, Stage] = {}
         for name, stage in modules.items():
             path = folder / f"{name}.onnx"
-            stage_to_onnx(stage, path, precision)
+            made = stage_to_onnx(stage, path, precision, may_cut=not quantized)
             figures[name] = check_stage(stage, path, precision)
-            written[name] = replace(stage, module=path)
+            if made != path:
+                figures[name] += check_stage(stage, made, precision)
+            written[name] = replace(stage, module=made)
         refuse_failures([figure for found in figures.values() for figure in found])
         if quantized:
             record = quantize_encoder(written, header, int8 or Int8())

@@ -26,14 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "catalog": {"errors", "models.sam2.config"},
     "_native": set(),
-    "kernels": {"_native"},
+    "kernels": {"_native", "kernels.host_attention"},
+    "kernels.host_attention": {"_native"},
     "media": {"errors", "_native"},
     "models": {"kernels", "stage", "models.sam2.config"},
     "memory": {"errors", "stage"},
     "onnx_file": {"errors"},
-    "manifest": {"errors", "stage"},
-    "bundle": {"errors", "stage", "catalog", "manifest", "onnx_file"},
-    "backends": {"errors", "options", "stage", "bundle"},
+    "steps": set(),
+    "manifest": {"errors", "stage", "steps"},
+    "bundle": {"errors", "stage", "steps", "catalog", "manifest", "onnx_file"},
+    "backends": {"errors", "options", "stage", "steps", "bundle", "kernels.host_attention"},
     "weights": {*PLAIN, "models", "media"},
     # A scene is made of its seed, and of nothing else here.
     "demo.shapes": set(),
@@ -52,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # A checkpoint becomes a bundle and is held against ONNX Runtime, an int8 one to the masks that
     # the engine gives on scenes too; "" has the version.
-    "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", ""} - {"memory"},
+    "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", "steps", ""} - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
     "loading": BELOW_LOADING | {"bundle", "export"},
@@ -74,6 +76,7 @@ TORCH_FREE = (
     "cli",
     "engines",
     "errors",
+    "kernels.host_attention",
     "manifest",
     "media",
     "memory",
@@ -81,6 +84,7 @@ TORCH_FREE = (
     "onnx_file",
     "options",
     "stage",
+    "steps",
 )
 HEAVY = {"torch", "transformers", "triton", "onnx", "huggingface_hub", "skimage"}
 BACKEND_NAMES = {"eager", "compiled", "onnx", "openvino", "fake"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vkrt.kernels.memory_attention import host
+from vkrt.kernels import host_attention as host
 from vkrt.media import native
 
 Attend = Callable[..., np.ndarray]

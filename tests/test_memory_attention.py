@@ -16,7 +16,8 @@ from transformers.models.sam2_video.modeling_sam2_video import (
 )
 from video_oracle import relative_error, small_config, video_oracle, video_twin
 
-from vkrt.kernels.memory_attention import host, memory_attention, reference
+from vkrt.kernels import host_attention as host
+from vkrt.kernels.memory_attention import memory_attention, reference
 from vkrt.kernels.memory_attention.reference import attend, memory_attention_layer
 from vkrt.models.sam2.conditioning import ConditionFrame
 from vkrt.models.sam2.memory_attention import CrossAttention, MemoryAttentionLayer, MemoryTokens

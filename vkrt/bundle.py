@@ -14,6 +14,7 @@ from vkrt.errors import CheckpointError, OutputError, VkrtError
 from vkrt.manifest import GET_AGAIN, MANIFEST, Header, digest_of, read_manifest
 from vkrt.onnx_file import external_files
 from vkrt.stage import Stage
+from vkrt.steps import CutFile, Piece
 
 __all__ = ["Bundle", "building", "is_bundle", "read_bundle"]
 
@@ -38,7 +39,7 @@ class Bundle:
     Attributes:
         folder: where it is.
         header: what it holds.
-        stages: its stages by name; the module of each is the path of its .onnx file.
+        stages: its stages by name; the module of each is the path of its .onnx file, or a CutFile.
         bytes: the size of each of its files by name.
     """
 
@@ -65,9 +66,18 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name, (size, digest) in manifest.files.items():
         check_file(folder, name, size, digest)
     for stage in manifest.stages.values():
-        check_references(stage.module, manifest.files)
+        for file in graph_files(stage):
+            check_references(file, manifest.files)
     sizes = {name: size for name, (size, _) in manifest.files.items()}
     return Bundle(folder, manifest.header, Stages(folder, manifest.stages), sizes)
+
+
+def graph_files(stage: Stage) -> list[Path]:
+    """Return every .onnx file of a stage."""
+    if not isinstance(stage.module, CutFile):
+        return [stage.module]
+    pieces = [step.path for step in stage.module.steps if isinstance(step, Piece)]
+    return [stage.module.path, *pieces]
 
 
 def check_file(folder: Path, name: str, size: int, digest: str) -> None:

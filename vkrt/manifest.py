@@ -11,6 +11,7 @@ from typing import Any
 
 from vkrt.errors import CheckpointError
 from vkrt.stage import Port, Stage
+from vkrt.steps import Attention, CutFile, Piece, Step, check_steps
 
 __all__ = [
     "GET_AGAIN",
@@ -69,7 +70,8 @@ class Manifest:
     Attributes:
         header: what the bundle holds.
         files: size in bytes and sha256 of each file by name; all lie directly in the folder.
-        stages: by name; the module of each is the path of one of the files.
+        stages: by name; the module of each is the path of one of the files, with steps where
+            there are some.
     """
 
     header: Header
@@ -146,15 +148,31 @@ def parse_file(entry: Any) -> tuple[int, str]:
 
 def parse_stage(folder: Path, name: str, entry: Any, files: Collection[str]) -> Stage:
     """Return a stage whose module is the path of its file, one of `files`."""
-    file = plain_name(entry["file"])
+    path = parse_path(folder, entry["file"], files)
+    inputs = tuple(map(parse_port, entry["inputs"]))
+    outputs = tuple(map(parse_port, entry["outputs"]))
+    steps = tuple(parse_step(folder, step, files) for step in entry.get("steps", ()))
+    if steps:
+        check_steps(steps, [port.name for port in inputs], [port.name for port in outputs])
+    return Stage(name, CutFile(path, steps) if steps else path, inputs, outputs)
+
+
+def parse_path(folder: Path, name: Any, files: Collection[str]) -> Path:
+    """Return the path of a file, one of `files`."""
+    file = plain_name(name)
     if file not in files:
         raise ValueError(f"no digest of {file!r}")
-    return Stage(
-        name=name,
-        module=folder / file,
-        inputs=tuple(map(parse_port, entry["inputs"])),
-        outputs=tuple(map(parse_port, entry["outputs"])),
-    )
+    return folder / file
+
+
+def parse_step(folder: Path, entry: Any, files: Collection[str]) -> Step:
+    """Return a step of a stage: a piece where it names a file, else an attention."""
+    inputs = tuple(expect(name, str) for name in entry["inputs"])
+    outputs = tuple(expect(name, str) for name in entry["outputs"])
+    if "file" in entry:
+        return Piece(parse_path(folder, entry["file"], files), inputs, outputs)
+    (output,) = outputs
+    return Attention(inputs, (output,))
 
 
 def parse_port(entry: Any) -> Port:
@@ -201,13 +219,14 @@ def write_manifest(folder: Path, header: Header, stages: Iterable[Stage]) -> Non
     Args:
         folder: every file in it becomes part of the bundle.
         header: what it holds.
-        stages: their modules are paths in the folder.
+        stages: their modules are paths in the folder, or CutFiles of some.
     """
     entries = {
         stage.name: {
             "file": stage.module.name,
             "inputs": [asdict(port) for port in stage.inputs],
             "outputs": [asdict(port) for port in stage.outputs],
+            **steps_of(stage),
         }
         for stage in stages
     }
@@ -216,6 +235,19 @@ def write_manifest(folder: Path, header: Header, stages: Iterable[Stage]) -> Non
     content = {"schema": SCHEMA, **asdict(header), "stages": entries, "files": files}
     text = json.dumps(content, indent=1, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def steps_of(stage: Stage) -> dict[str, Any]:
+    """Return what the manifest says of a stage's steps: nothing where it is not cut."""
+    if not isinstance(stage.module, CutFile):
+        return {}
+    return {"steps": [step_entry(step) for step in stage.module.steps]}
+
+
+def step_entry(step: Step) -> dict[str, Any]:
+    """Return what the manifest says of a step."""
+    file = {"file": step.path.name} if isinstance(step, Piece) else {}
+    return {**file, "inputs": list(step.inputs), "outputs": list(step.outputs)}
 
 
 def digest_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vkrt.kernels.memory_attention import host
+from vkrt.kernels import host_attention
 from vkrt.kernels.memory_attention.reference import attend
 
 __all__ = ["memory_attention"]
@@ -40,16 +40,30 @@ def memory_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) ->
         raise ValueError(f"queries and keys must have one width: {shapes}")
     if value.shape[1] != key.shape[1] or bias.shape[1] != key.shape[1]:
         raise ValueError(f"every key must have a value and a bias: {shapes}")
+    if torch.compiler.is_exporting():
+        return traced(query, key, value, bias)
     if on_host(*inputs.values()):
         queries, keys, values, biases = (t.contiguous().numpy() for t in inputs.values())
-        read = host.attend(queries, keys, values, bias=biases, threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        read = host_attention.attend(queries, keys, values, bias=biases, threads=threads)
         return torch.from_numpy(read)
     return attend(query, key, value, bias)
 
 
+@torch.library.custom_op("vkrt::memory_attention", mutates_args=())
+def traced(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Compute the same as one operator of a graph, for whoever exports it."""
+    return attend(query, key, value, bias)
+
+
+@traced.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    return query.new_empty(*query.shape[:2], value.shape[2])
+
+
 def on_host(*tensors: Tensor) -> bool:
     """Tell whether the C++ can take over: float32 on the CPU, neither traced nor learning."""
-    if torch.compiler.is_compiling() or not host.IS_NATIVE:
+    if torch.compiler.is_compiling() or not host_attention.IS_NATIVE:
         return False
     return all(
         tensor.device.type == "cpu"

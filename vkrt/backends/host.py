@@ -9,7 +9,7 @@ import numpy as np
 
 from vkrt.stage import Stage, bind, shape_of
 
-__all__ = ["HostBackend", "lay_out"]
+__all__ = ["Closable", "HostBackend", "as_ports", "lay_out"]
 
 
 class Closable(Protocol):
@@ -60,10 +60,21 @@ def lay_out(
     Raises:
         ValueError: an array does not fit its port.
     """
+    given, sizes = as_ports(stage, arrays)
+    made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
+    return given, made, sizes
+
+
+def as_ports(
+    stage: Stage, arrays: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Return a call's inputs as the ports want them, and the sizes.
+
+    Raises:
+        ValueError: an array does not fit its port.
+    """
     given = [
         np.ascontiguousarray(array, port.dtype)
         for port, array in zip(stage.inputs, arrays, strict=True)
     ]
-    sizes = bind(stage.inputs, (array.shape for array in given))
-    made = tuple(np.empty(shape_of(port, sizes), port.dtype) for port in stage.outputs)
-    return given, made, sizes
+    return given, bind(stage.inputs, (array.shape for array in given))

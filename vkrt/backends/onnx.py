@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from ctypes.util import find_library
 from functools import cache
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from vkrt.backends.cut import CutProgram, RunPiece, runs_cut
 from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
 from vkrt.options import Options, usable_cores
 from vkrt.stage import Program, Stage
+from vkrt.steps import Piece
 
 __all__ = ["OnnxBackend"]
 
@@ -34,7 +37,7 @@ SETTINGS = {
 }
 
 
-class OnnxBackend(HostBackend["OnnxProgram"]):
+class OnnxBackend(HostBackend["OnnxProgram | CutProgram"]):
     """Run stages whose modules are paths of .onnx files with ONNX Runtime.
 
     Attributes:
@@ -64,10 +67,23 @@ class OnnxBackend(HostBackend["OnnxProgram"]):
         Raises:
             BackendError: ONNX Runtime can't run it, or its inputs and outputs are not the ports.
         """
+        if self.device == "cpu" and runs_cut(stage):
+            self._programs.append(CutProgram(stage, self._open_piece, self._threads))
+            return self._programs[-1]
         session = self._open(Path(stage.module), fixed=not stage.symbols)
         check_ports(stage, session)
         self._programs.append(OnnxProgram(session, stage))
         return self._programs[-1]
+
+    def _open_piece(self, piece: Piece) -> RunPiece:
+        """Return what runs a piece of a stage's graph."""
+        session = self._open(piece.path, fixed=False)
+
+        def run(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            made = session.run(piece.outputs, dict(arrays))
+            return dict(zip(piece.outputs, made, strict=True))
+
+        return run
 
     def _open(self, path: Path, fixed: bool) -> ort.InferenceSession:
         set_arena()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -12,17 +13,19 @@ import openvino as ov
 from openvino import properties
 from openvino.properties import hint
 
+from vkrt.backends.cut import CutProgram, RunPiece, runs_cut
 from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
 from vkrt.options import Options, usable_cores
 from vkrt.stage import Program, Stage
+from vkrt.steps import Piece
 
 __all__ = ["OpenVinoBackend"]
 
 DEVICE = "CPU"
 
 
-class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
+class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
     """Run stages whose modules are paths of .onnx files with OpenVINO's CPU plugin.
 
     Raises:
@@ -39,7 +42,8 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
                 f"device {options.device!r} is not usable by the openvino backend; use cpu"
             )
         self._core = core()
-        self._settings = settings(options.threads or usable_cores())
+        self._threads = options.threads or usable_cores()
+        self._settings = settings(self._threads)
 
     def prepare(self, stage: Stage) -> Program:
         """Return a program that runs the stage's .onnx file.
@@ -47,9 +51,17 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
         Raises:
             BackendError: OpenVINO can't run it, or its inputs and outputs are not the ports.
         """
-        path = Path(stage.module)
+        if runs_cut(stage):
+            self._programs.append(CutProgram(stage, self._open_piece, self._threads))
+            return self._programs[-1]
+        compiled = self._compile(Path(stage.module))
+        check_ports(stage, compiled)
+        self._programs.append(OpenVinoProgram(compiled, stage))
+        return self._programs[-1]
+
+    def _compile(self, path: Path) -> ov.CompiledModel:
         try:
-            compiled = self._core.compile_model(path, DEVICE, self._settings)
+            return self._core.compile_model(path, DEVICE, self._settings)
         except Exception as error:
             # OpenVINO raises RuntimeError of many lines, from the reader and from the plugin.
             reason = " ".join(str(error).split())
@@ -57,9 +69,25 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram"]):
                 f"openvino {ov.__version__} can't run {path} ({reason:.200}): "
                 'update openvino or take backend="onnx"'
             ) from error
-        check_ports(stage, compiled)
-        self._programs.append(OpenVinoProgram(compiled, stage))
-        return self._programs[-1]
+
+    def _open_piece(self, piece: Piece) -> RunPiece:
+        """Return what runs a piece of a stage's graph."""
+        compiled, lock = self._compile(piece.path), Lock()
+        request = compiled.create_infer_request()
+        outputs = {name: compiled.output(name) for name in piece.outputs}
+        fixed = {name: tuple(o.shape) for name, o in outputs.items() if is_fixed(o)}
+        varying = [name for name in outputs if name not in fixed]
+
+        def run(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            made = {name: np.empty(shape, np.float32) for name, shape in fixed.items()}
+            with lock:
+                for name, array in (*arrays.items(), *made.items()):
+                    request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+                request.infer()
+                # These are the request's own, which its next call writes again.
+                return made | {name: request.get_tensor(name).data.copy() for name in varying}
+
+        return run
 
 
 class OpenVinoProgram:
@@ -91,6 +119,11 @@ class OpenVinoProgram:
         """Release the compiled model."""
         with self._lock:
             self._request = None
+
+
+def is_fixed(output: ov.ConstOutput) -> bool:
+    """Tell whether an output is float32 of a shape that does not depend on the inputs."""
+    return bool(output.partial_shape.is_static) and output.element_type == ov.Type.f32
 
 
 @cache

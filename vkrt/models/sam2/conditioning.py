@@ -15,7 +15,7 @@ __all__ = ["ConditionFrame"]
 # The share of a pixel's position encoding that memory attention starts with.
 POSITION_SHARE = 0.1
 # The bias of a token that is absent: its weight underflows to 0, and kernels may leave out all of
-# this size (vkrt.kernels.memory_attention.host). Finite, as infinity would make NaN of none left.
+# this size (vkrt.kernels.host_attention). Finite, as infinity would make NaN of none left.
 ABSENT = -1e9
 
 

@@ -1,4 +1,4 @@
-"""Memory attention on host arrays, without torch: C++ in parallel, or numpy where that is missing.
+"""Attention on host arrays, without torch: C++ in parallel, or numpy where that is missing.
 
 Both leave out what a table of all logits would cost in memory: the C++ holds those of a block of
 keys, numpy those of a block of queries.
