@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vkrt.errors import BackendError
-from vkrt.export import attention
+from vkrt.export import marks
 from vkrt.export.check import check_stage, refuse_failures
 from vkrt.export.to_onnx import stage_to_onnx
 from vkrt.models.sam2.hiera import MultiScaleAttention
@@ -88,7 +88,7 @@ def test_attention_is_two_products_and_a_softmax(options: dict[str, Any], tmp_pa
 def test_long_attention_comes_in_parts(
     pairs: int, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(marks, "PAIRS_AT_ONCE", pairs)
     found = operators(attend(), tmp_path / "a.onnx")
     assert found["Softmax"] == parts and found["Concat"] == (parts > 1)
 
