@@ -58,7 +58,7 @@ train: $(VENV)/.installed  ## Train the demo model, or go on training: out/train
 	$(BIN)/python -m vkrt.demo.train --out $(TRAIN_OUT)
 
 bundle: $(VENV)/.installed  ## Export the demo model's weights into the bundle that ships with vkrt
-	$(BIN)/vkrt export $(DEMO_MODEL) --precision fp16 --photos-only --force \
+	$(BIN)/vkrt export $(DEMO_MODEL) --precision fp16 --force \
 		--out vkrt/demo/weights/$(DEMO_MODEL).vkrt
 
 wheel-check: $(VENV)/.installed  ## Build the wheel, install it elsewhere, import all of it

@@ -10,10 +10,12 @@ from typing import Any
 
 __all__ = [
     "BARS",
+    "ENDURANCE",
     "QUALITY",
     "RESULTS",
     "TRACKING",
     "BarRow",
+    "EnduranceRow",
     "QualityRow",
     "SpeedRow",
     "TrackingRow",
@@ -28,6 +30,7 @@ RESULTS = FOLDER / "results.csv"
 QUALITY = FOLDER / "quality.csv"
 BARS = FOLDER / "bars.csv"
 TRACKING = FOLDER / "tracking.csv"
+ENDURANCE = FOLDER / "endurance.csv"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,34 @@ class BarRow:
     must: str
     bar: float
     verdict: str
+
+
+@dataclass(frozen=True)
+class EnduranceRow:
+    """Hold the memory of one long run, read all along once it had warmed up.
+
+    Attributes:
+        case: "stream" (frames one by one) or "track" (a clip from its first frame to its last).
+        rss_mib: the median of the readings, with the lowest and the highest.
+        growth_mib: the rise of a straight line through the readings, from the first to the last.
+        bar: what growth may be at most.
+    """
+
+    date: str
+    commit: str
+    cpu: str
+    threads: int
+    case: str
+    model: str
+    backend: str
+    frames: int
+    objects: int
+    ms_a_frame: float
+    rss_mib: float
+    lowest_mib: float
+    highest_mib: float
+    growth_mib: float
+    bar: float
 
 
 @dataclass(frozen=True)
@@ -241,3 +272,75 @@ def check_columns(path: Path, kind: type) -> None:
             f"{path} has other columns than this version writes: move it aside "
             f"(wanted {wanted}, found {found})"
         )
+
+
+GENERATE = FOLDER / "generate.csv"
+PLAN_MEMORY = FOLDER / "plan_memory.csv"
+
+
+@dataclass(frozen=True)
+class GenerateRow(SpeedRow):
+    """Hold one measurement of one variant of a stage of image generation, as SpeedRow does.
+
+    Attributes:
+        case: "mmdit-step" (one forward of the transformer; diffusers' includes what vkrt computes
+            once for all steps), "conditioning" (that, for the steps of a generation) or
+            "vae-decode" (latent in, pixels out).
+        image_size: the longer side of the picture in pixels.
+        photo: the picture's width x height in pixels.
+        max_rel_error: largest difference of the output to that of the first variant, relative to
+            its largest value, checked before anything was timed; None for the first variant.
+        tokens: of the text, CLIP's and T5's.
+        psnr_db: of the latents that all steps together give, against those in fp32; None where
+            only single stages ran.
+        diffusers: its version.
+    """
+
+    tokens: int
+    psnr_db: float | None
+    diffusers: str
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """Hold a peak of memory beside what was foreseen.
+
+    Attributes:
+        case: "generate" (text to picture, the most of several calls in one process), its parts
+            "generate-steps" (everything before the decoder) and "generate-decode", or "load" (all
+            weights of the transformer, held at once).
+        stored: precision of the file.
+        precision: in which it is loaded and run.
+        photo: the picture's width x height in pixels.
+        calls: generations in the process; the plan is for any of them, and the later ones begin
+            with what the earlier ones left loaded.
+        held_mib: by the process after its imports, which counts for nothing.
+        peak_mib: beyond that.
+        foreseen_mib: by Generator.plan, or the bytes of the weights.
+        ratio: of the peak to what was foreseen.
+        at_least, at_most: what it must be.
+        verdict: "reached" or "missed".
+    """
+
+    date: str
+    commit: str
+    cpu: str
+    threads: int
+    case: str
+    model: str
+    stored: str
+    precision: str
+    photo: str
+    steps: int | None
+    calls: int
+    held_mib: float
+    peak_mib: float
+    foreseen_mib: float
+    ratio: float
+    at_least: float | None
+    at_most: float | None
+    verdict: str
+    torch: str
+
+
+__all__ += ["GENERATE", "PLAN_MEMORY", "GenerateRow", "PlanRow"]

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from onnxscript import opset20 as op
 
-import vkrt.kernels.memory_attention  # noqa: F401, defines torch.ops.vkrt.memory_attention
+# These define torch.ops.vkrt.
+import vkrt.kernels.attention  # noqa: F401
+import vkrt.kernels.memory_attention  # noqa: F401
 from vkrt.export.marks import MARK, parts_of
 
 __all__ = ["TRANSLATIONS"]
@@ -51,6 +53,11 @@ def memory_attention(query: Any, key: Any, value: Any, bias: Any) -> Any:
     return MARK(query, key, value, bias)
 
 
+def large_attention(query: Any, key: Any, value: Any) -> Any:
+    """Translate vkrt.kernels.attention."""
+    return MARK(query, key, value)
+
+
 def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
     """Return softmax(query key + mask) value; the key is (B, H, d, T) already."""
     logits = op.MatMul(query, key)
@@ -61,5 +68,6 @@ def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
+    torch.ops.vkrt.attention.default: large_attention,
     torch.ops.vkrt.memory_attention.default: memory_attention,
 }

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
-from vkrt.export.half import round_half
 from vkrt.export.inputs import random_inputs, trial_sizes
+from vkrt.export.twin import InFloat64, WithHalfWeights
 from vkrt.options import Options
 from vkrt.stage import Stage
 from vkrt.steps import CutFile
 
-__all__ = ["Figure", "check_stage", "refuse_failures"]
+__all__ = ["Expectation", "Figure", "check_stage", "compare", "expect", "refuse_failures"]
 
 # How much further from eager PyTorch an export may be than eager PyTorch is from more bits.
 FACTOR = 8.0
@@ -56,35 +56,77 @@ class Figure:
         return self.max_relative <= self.allowed
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Hold the inputs of a stage at some sizes, and what eager PyTorch makes of them."""
+
+    sizes: Mapping[str, int]
+    arrays: Sequence[np.ndarray]
+    wanted: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Hold what a stage should give, so that its module need not be there with its export.
+
+    Attributes:
+        stage: without its module.
+        trials: at several sizes, the smallest first.
+        errors: for each output how far eager PyTorch itself is off.
+        precision: "fp32", "fp16" or "int8", which says how much more an export may be.
+    """
+
+    stage: Stage
+    trials: Sequence[Trial]
+    errors: Sequence[float]
+    precision: str
+
+
 def check_stage(stage: Stage, path: Path | CutFile, precision: str = "fp32") -> list[Figure]:
     """Compare a stage with its .onnx file, or the steps of it, and return each output's figures.
 
     Eager PyTorch in fp32 is compared with ONNX Runtime on the CPU. Allowed is 8 times the
     difference that eager PyTorch itself has at the smallest sizes: to fp64 for an fp32 file, to
     weights rounded to fp16 for an fp16 file; and at least 2**-17, 2**-10 or, for int8, a half.
+    That holds for modules of any size: what runs in fp64 is widened operator by operator.
 
     Raises:
         BackendError: ONNX Runtime can't run the file at some of the sizes.
     """
-    trials = trial_sizes(stage)
+    return compare(expect(stage, precision), path)
+
+
+def expect(stage: Stage, precision: str = "fp32") -> Expectation:
+    """Return what eager PyTorch makes of random inputs, as check_stage compares it."""
     generator = np.random.default_rng(SEED)
-    backend = OnnxBackend(Options(device="cpu"))
-    program = backend.prepare(Stage(stage.name, path, stage.inputs, stage.outputs))
-    figures: list[Figure] = []
-    for sizes in trials:
+    trials = []
+    for sizes in trial_sizes(stage):
         arrays = random_inputs(stage, sizes, generator)
-        wanted = run(stage.module, arrays)
-        if not figures:
-            errors = own_error(stage, arrays, wanted, precision)
-            figures = new_figures(stage, errors, LEAST_RELATIVE[precision])
+        trials.append(Trial(sizes, arrays, run(stage.module, arrays)))
+    errors = own_error(stage.module, trials[0], precision)
+    return Expectation(replace(stage, module=None), trials, errors, precision)
+
+
+def compare(expected: Expectation, path: Path | CutFile) -> list[Figure]:
+    """Return how far an export is from what is expected, for each output.
+
+    Raises:
+        BackendError: ONNX Runtime can't run the file at some of the sizes.
+    """
+    stage, least = expected.stage, LEAST_RELATIVE[expected.precision]
+    backend = OnnxBackend(Options(device="cpu"))
+    program = backend.prepare(replace(stage, module=path))
+    figures = new_figures(stage, expected.errors, least)
+    for trial in expected.trials:
         try:
-            found = program(*arrays)
+            found = program(*trial.arrays)
         except Exception as error:
             # ONNX Runtime has no common class for what it raises.
             reason = " ".join(str(error).split())
-            raise BackendError(f"{stage.name} fails at {text(sizes)}: {reason:.300}") from error
-        for figure, ours, eager in zip(figures, found, wanted, strict=True):
-            note(figure, sizes, ours, eager)
+            sizes = text(trial.sizes)
+            raise BackendError(f"{stage.name} fails at {sizes}: {reason:.300}") from error
+        for figure, ours, eager in zip(figures, found, trial.wanted, strict=True):
+            note(figure, trial.sizes, ours, eager)
     backend.close()
     return figures
 
@@ -97,7 +139,7 @@ def new_figures(stage: Stage, errors: Sequence[float], least: float) -> list[Fig
     ]
 
 
-def note(figure: Figure, sizes: dict[str, int], found: np.ndarray, wanted: np.ndarray) -> None:
+def note(figure: Figure, sizes: Mapping[str, int], found: np.ndarray, wanted: np.ndarray) -> None:
     """Add a trial to a figure."""
     figure.sizes.append(text(sizes))
     figure.max_abs = worse(figure.max_abs, difference(found, wanted))
@@ -120,26 +162,21 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return difference(found, wanted) / (scale or 1.0)
 
 
-def own_error(
-    stage: Stage, arrays: Sequence[np.ndarray], wanted: Sequence[np.ndarray], precision: str
-) -> list[float]:
+def own_error(module: nn.Module, trial: Trial, precision: str) -> list[float]:
     """Return for each output how far eager PyTorch at this precision is from more bits."""
-    twin = deepcopy(stage.module)
-    if precision == "fp16":
-        other = run(round_half(twin), arrays)
-    else:
-        doubled = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
-        other = run(twin.double(), doubled)
-    return [relative(a, b) for a, b in zip(other, wanted, strict=True)]
+    with WithHalfWeights(module) if precision == "fp16" else InFloat64():
+        other = run(module, trial.arrays)
+    return [relative(a, b) for a, b in zip(other, trial.wanted, strict=True)]
 
 
-@torch.inference_mode()
-def run(module: torch.nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+# Not in inference mode: there the views of what a twin makes have no operator of their own.
+@torch.no_grad()
+def run(module: nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the outputs of a module as arrays."""
     return [output.numpy() for output in module.eval()(*map(torch.from_numpy, arrays))]
 
 
-def text(sizes: dict[str, int]) -> str:
+def text(sizes: Mapping[str, int]) -> str:
     """Return sizes as messages and tables show them."""
     return " ".join(f"{symbol}={size}" for symbol, size in sizes.items()) or "fixed sizes"
 

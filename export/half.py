@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-__all__ = ["round_half", "store_half"]
+__all__ = ["round_half", "rounds", "store_half"]
 
 # Below it a file gains nothing, and position matrices and norms keep their precision.
 LEAST_VALUES = 1024
@@ -33,7 +33,7 @@ def store_half(model: ir.Model) -> None:
         if not fits(weights.size, float(np.abs(weights).max(initial=0.0))):
             continue
         del graph.initializers[name]
-        stored = ir.Value(name=name, const_value=ir.tensor(weights.astype(np.float16), name=name))
+        stored = ir.Value(name=name, const_value=halved(tensor))
         cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
         value.name = f"{name}_unused"
         cast.outputs[0].name = f"{name}_fp32"
@@ -42,11 +42,28 @@ def store_half(model: ir.Model) -> None:
         ir.convenience.replace_all_uses_with(value, cast.outputs[0])
 
 
+def halved(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """Return a tensor as fp16, made when it is written: all at once may be more than fits."""
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float16), name=tensor.name)
+
+    shape = ir.Shape(tensor.numpy().shape)
+    return ir.LazyTensor(make, ir.DataType.FLOAT16, shape, name=tensor.name)
+
+
+def rounds(tensor: torch.Tensor) -> bool:
+    """Tell whether `store_half` would store a weight as fp16."""
+    if tensor.dtype != torch.float32 or not tensor.numel():
+        return False
+    # Not abs().max(), which is a second copy.
+    low, high = (float(end) for end in tensor.detach().aminmax())
+    return fits(tensor.numel(), max(-low, high))
+
+
 def round_half(module: nn.Module) -> nn.Module:
     """Round in place what `store_half` would store as fp16, and return the module."""
     for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.dtype != torch.float32 or not tensor.numel():
-            continue
-        if fits(tensor.numel(), float(tensor.detach().abs().max())):
+        if rounds(tensor):
             tensor.data.copy_(tensor.data.half().float())
     return module

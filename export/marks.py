@@ -97,17 +97,25 @@ def expand(graph: ir.Graph, mark: ir.Node) -> None:
     axis = len(query.shape) - 2
     parts = parts_at_once(query.shape, key.shape)
     writer = Writer(graph, str(mark.outputs[0].name))
-    factor = np.array(int(query.shape[-1]) ** -0.5, np.float32)
+    factor = np.array(width_of(query) ** -0.5, np.float32)
     query = writer.add("Mul", query, writer.constant("factor", factor))
     if others and others[0] is not None:
         query, key = with_bias(writer, query, key, others[0])
-    key = writer.add("Transpose", key, perm=[*range(axis), axis + 1, axis])
-    read = [
-        writer.add("MatMul", writer.add("Softmax", writer.add("MatMul", some, key), axis=-1), value)
-        for some in writer.split(query, axis, parts)
-    ]
+    turned = writer.add("Transpose", key, perm=[*range(axis), axis + 1, axis])
+    read = []
+    for some in writer.split(query, axis, parts):
+        weights = writer.add("Softmax", writer.add("MatMul", some, turned), axis=-1)
+        read.append(writer.add("MatMul", weights, value))
     made = read[0] if parts == 1 else writer.add("Concat", *read, axis=axis)
     ir.convenience.replace_nodes_and_values(graph, mark, [mark], writer.nodes, mark.outputs, [made])
+
+
+def width_of(value: ir.Value) -> int:
+    """Return the size of the last axis, a number."""
+    assert value.shape is not None
+    width = value.shape[-1]
+    assert isinstance(width, int)
+    return width
 
 
 def with_bias(

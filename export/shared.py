@@ -40,7 +40,7 @@ def save_sharing(models: Mapping[Path, ir.Model], data: Path) -> None:
                     places[digest],
                     len(content),
                     tensor.dtype,
-                    shape=ir.Shape(tensor.shape),
+                    shape=ir.Shape(tensor.numpy().shape),
                     name=str(value.name),
                     base_dir=data.parent,
                 )

@@ -14,7 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = {"vkrt": "vkrt", "kernels": "vkrt.kernels", "export": "vkrt.export"}
 
 # Plain data and the interfaces that everything may speak of.
-PLAIN = {"errors", "options", "stage", "catalog", "models.sam2.config"}
+PLAIN = {
+    "errors",
+    "options",
+    "stage",
+    "catalog",
+    "models.sam2.config",
+    "models.sd35.config",
+    "models.sd35.known",
+    "models.sd35.layout",
+}
 BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "models", "weights"}
 
 # Each part and the parts it may import, itself aside. A module belongs to its longest prefix here;
@@ -23,14 +32,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "stage": set(),
     "models.sam2.config": set(),
+    "models.sd35.config": set(),
+    "models.sd35.known": {"models.sd35.config"},
+    "models.sd35.layout": {"models.sd35.config"},
     "options": {"errors"},
-    "catalog": {"errors", "models.sam2.config"},
+    "catalog": {"errors", "models.sam2.config", "models.sd35.config", "models.sd35.known"},
     "_native": set(),
     "kernels": {"_native", "kernels.host_attention"},
     "kernels.host_attention": {"_native"},
     "media": {"errors", "_native"},
-    "models": {"kernels", "stage", "models.sam2.config"},
-    "memory": {"errors", "stage"},
+    "models": {
+        "kernels",
+        "stage",
+        "models.sam2.config",
+        "models.sd35.config",
+        "models.sd35.known",
+        "models.sd35.layout",
+    },
+    "memory": {"errors", "stage", "models.sd35.config", "models.sd35.layout"},
     "onnx_file": {"errors"},
     "steps": set(),
     "manifest": {"errors", "stage", "steps"},
@@ -57,7 +76,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", "steps", ""} - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
-    "loading": BELOW_LOADING | {"bundle", "export"},
+    "loading_sd35": BELOW_LOADING,
+    "loading": BELOW_LOADING | {"bundle", "export", "loading_sd35"},
     "": {*PLAIN, "loading", "engines"},
     **{
         part: {*BELOW_LOADING, "bundle", "export", "loading", ""}
@@ -81,6 +101,9 @@ TORCH_FREE = (
     "media",
     "memory",
     "models.sam2.config",
+    "models.sd35.config",
+    "models.sd35.known",
+    "models.sd35.layout",
     "onnx_file",
     "options",
     "stage",

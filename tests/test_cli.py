@@ -389,7 +389,7 @@ def test_models_lists_the_catalog(
     by_hand.parent.mkdir()
     by_hand.touch()
     found = {model["name"]: model for model in call("models", "--json").json}
-    assert list(found) == catalog.names()
+    assert list(found) == [*catalog.names(), *catalog.picture_models()]
     assert found["sam2.1-tiny"]["file"] == str(by_hand)
     assert found["sam2.1-tiny"]["hub_id"] == "facebook/sam2.1-hiera-tiny"
     assert found["sam2-large"]["image_size"] == 1024

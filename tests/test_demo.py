@@ -22,7 +22,7 @@ from vkrt.demo.scenes import make_scene
 from vkrt.demo.sheet import Tile, draw_sheet
 from vkrt.export.check import check_stage
 from vkrt.models.sam2.model import Sam2
-from vkrt.models.sam2.stages import image_stages
+from vkrt.models.sam2.stage_set import all_stages
 from vkrt.weights.fingerprint import fingerprint
 from vkrt.weights.sam2 import load_sam2
 
@@ -64,7 +64,7 @@ def test_the_packaged_bundle_is_of_the_packaged_weights(bundle: Bundle) -> None:
     assert (bundle.header.precision, PACKAGED is not None) == ("fp16", True)
     _, module = load_sam2(PACKAGED, MODEL.name)
     assert bundle.header.fingerprint == fingerprint(module), STALE
-    for stage in image_stages(module).values():
+    for stage in all_stages(module).values():
         stored = bundle.stages[stage.name]
         assert (stored.inputs, stored.outputs) == (stage.inputs, stage.outputs), STALE
         figures = check_stage(stage, stored.module, bundle.header.precision)
@@ -135,12 +135,21 @@ def test_the_model_segments_held_out_scenes() -> None:
     assert np.mean(ious) > 0.7
 
 
-def test_the_demo_writes_a_sheet_and_timings(tmp_path: Path) -> None:
-    sheet, timings = run(tmp_path / "out")
-    with Image.open(sheet) as picture:
+def test_the_demo_writes_pictures_a_clip_and_timings(tmp_path: Path) -> None:
+    results = run(tmp_path / "out")
+    with Image.open(results.contact_sheet) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 800
-    report = json.loads(timings.read_text())
+    with Image.open(results.tracked_clip) as clip:
+        assert (clip.format, clip.size) == ("GIF", (256, 256))
+        # Frames that do not change are one longer frame in a GIF.
+        assert 20 <= clip.n_frames <= 32
+    with Image.open(results.strip) as strip:
+        assert strip.width > 5 * strip.height
+    report = json.loads(results.timings.read_text())
+    clip = report["clip"]
+    assert (clip["frames"], clip["objects"]) == (32, len(clip["iou"]))
+    assert clip["fps"] > 0 and all(0.5 < overlap <= 1 for overlap in clip["iou"])
     assert report["model"] == "sam2.1-nano"
     assert [p["name"] for p in report["pictures"]] == [e.name for e in examples()]
     for picture in report["pictures"]:
@@ -150,6 +159,8 @@ def test_the_demo_writes_a_sheet_and_timings(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "contact-sheet.png",
         "timings.json",
+        "tracked-strip.png",
+        "tracked.gif",
     ]
 
 
@@ -181,7 +192,7 @@ def test_prompts_lie_on_their_pictures() -> None:
 @pytest.mark.parametrize("per_row", [1, 2])
 def test_the_sheet_has_a_place_for_each_tile(per_row: int) -> None:
     picture = np.full((30, 40, 3), 128, np.uint8)
-    rows = [[Tile("a", picture), Tile("b", picture, point=(3, 4))] for _ in range(3)]
+    rows = [[Tile("a", picture), Tile("b", picture, points=[(3, 4)])] for _ in range(3)]
     one = draw_sheet(rows[:1], per_row)
     three = draw_sheet(rows, per_row)
     assert three.height > one.height

@@ -132,7 +132,7 @@ def test_a_second_call_installs_nothing(tmp_path: Path) -> None:
     assert model.packaged_bundle is not None
     place = model.packaged_bundle.relative_to(Path(vkrt.__file__).parent.parent)
     exported = " ".join(planned("bundle").replace("\\\n", " ").split())
-    options = f"--precision fp16 --photos-only --force --out {place}"
+    options = f"--precision fp16 --force --out {place}"
     assert f"vkrt export {model.name} {options}" in exported
 
 

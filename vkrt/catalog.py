@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 from vkrt.errors import UnknownModelError
 from vkrt.models.sam2.config import HieraConfig, MemoryConfig, Sam2Config
+from vkrt.models.sd35.config import Sd35Config
+from vkrt.models.sd35.known import FILES, HUB_IDS, KNOWN
 
-__all__ = ["Model", "find", "names"]
+__all__ = ["Model", "PictureModel", "Weights", "find", "names", "picture_models"]
 
 _WEIGHTS = Path(__file__).parent / "demo" / "weights"
 _TRUNKS = {
@@ -19,6 +22,63 @@ _TRUNKS = {
     "large": HieraConfig(144, 2, (2, 6, 36, 4), (23, 33, 43), window_spec=(8, 4, 16, 8)),
 }
 _YAML_STEMS = {"tiny": "t", "small": "s", "base-plus": "b+", "large": "l"}
+
+
+class Weights(Protocol):
+    """Say where the weights of a model come from, as Model and PictureModel do."""
+
+    @property
+    def name(self) -> str:
+        """Return the catalog name."""
+        ...
+
+    @property
+    def hub_id(self) -> str | None:
+        """Return the repository on the Hugging Face hub, or None."""
+        ...
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Return the file in that repository."""
+        ...
+
+    @property
+    def packaged(self) -> Path | None:
+        """Return the weights inside this package, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class PictureModel:
+    """Name a model that makes pictures and say where its weights come from.
+
+    Attributes:
+        name: the catalog name, such as "sd3.5-medium".
+        config: its shape, and what it is sampled with.
+        hub_id: the repository on the Hugging Face hub.
+        checkpoint: the file in that repository.
+        packaged: None, as none is small enough.
+    """
+
+    name: str
+    config: Sd35Config
+    hub_id: str
+    checkpoint: str
+    packaged: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        """Return what it is, in a few words."""
+        size = self.name.removeprefix("sd3.5-").replace("-", " ")
+        return f"Stable Diffusion 3.5 {size}, official weights"
+
+
+def picture_models() -> dict[str, PictureModel]:
+    """Return every model that makes pictures, by its catalog name."""
+    return {
+        name: PictureModel(name, config, HUB_IDS[name], FILES[name])
+        for name, config in KNOWN.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class VideoError(VkrtError, ValueError):
 
 
 class PromptError(VkrtError, ValueError):
-    """Give points, boxes or masks that do not fit the picture or one another."""
+    """Give points, boxes or masks that do not fit the picture, or a text that is no prompt."""
 
 
 class BackendError(VkrtError, RuntimeError):

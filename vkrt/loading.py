@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vkrt import backends, catalog
 from vkrt.backends.base import Backend
@@ -16,8 +17,10 @@ from vkrt.errors import BackendError, CheckpointError, UnknownModelError
 from vkrt.export.cache import find_bundle
 from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
+from vkrt.loading_sd35 import Paths, load_generator
 from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
 from vkrt.stage import Stage
+from vkrt.weights.family import find_sd35, holds_sd35
 from vkrt.weights.fingerprint import fingerprint
 
 __all__ = ["export_model", "load"]
@@ -32,12 +35,16 @@ def load(
     *,
     backend: str = "auto",
     device: str = "auto",
-    precision: str = "auto",
+    precision: str | Mapping[str, str] = "auto",
     threads: int | None = None,
     image_size: int | None = None,
     embedding_cache_bytes: int = EMBEDDING_CACHE_BYTES,
-) -> Segmenter:
-    """Load a model.
+    memory_limit: int | None = None,
+    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    tokenizers: Paths | None = None,
+    control_model: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Load a model: a Segmenter of SAM 2, or a Generator of Stable Diffusion 3.5.
 
     Args:
         model: a catalog name ("sam2.1-tiny"), hub id or upstream config path; or the path of a
@@ -50,12 +57,19 @@ def load(
             vkrt. "auto" is "onnx" on a CPU where that can be, else "eager", or what
             $VKRT_BACKEND says.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp32", "bf16", "fp16" or "int8"; in a bundle fp16 is that of the stored
+        precision: "auto", "fp32", "bf16", "fp16" or "int8"; of a Generator also by stage, as
+            "bf16,vae_decoder=fp32" or a mapping; in a bundle fp16 is that of the stored
             weights alone. "int8" always runs on ONNX Runtime, with the image encoder's products in
             integers as far as masks allow; its export takes minutes, and is kept in the cache.
         threads: CPU threads; None leaves the machine's default.
         image_size: side of the model's square input, a multiple of 32; None is the model's own.
-        embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
+        embedding_cache_bytes: bound of a Segmenter's embedding cache; 0 turns it off.
+        memory_limit: bytes that a Generator's stages may use on its device; None is no limit.
+        encoders: of a Generator whose checkpoint lacks them, the files of "clip_l", "clip_g", "t5"
+            and "vae". Without T5, prompts are read by the two CLIPs alone.
+        tokenizers: of a Generator: a folder that has them, or one for "clip_l" and "t5" each; None
+            looks in the folder of the checkpoint.
+        control_model: a ControlNet for a Generator, a file or a folder of diffusers.
 
     Raises:
         UnknownModelError: no such model.
@@ -63,13 +77,13 @@ def load(
         DownloadError: the weights are not here; says which file to fetch.
         BackendError: the backend, device or precision is not to be had here.
     """
-    options = Options(
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        embedding_cache_bytes=embedding_cache_bytes,
-    )
+    settings: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+    makes_pictures, sd35 = of_sd35(model, checkpoint)
+    if makes_pictures:
+        options = Options(**settings, memory_limit=memory_limit)
+        source = Path(model) if sd35 is None and checkpoint is None else as_path(checkpoint)
+        return load_generator(sd35, source, options, precision, encoders, tokenizers, control_model)
+    options = Options(**settings, precision=precision, embedding_cache_bytes=embedding_cache_bytes)
     name, source = resolve(model, checkpoint)
     if name is not None:
         catalog.find(name, image_size)
@@ -90,6 +104,21 @@ def load(
         if found is not None:
             return from_bundle(found, options)
     return from_weights(name, source, image_size, options)
+
+
+def of_sd35(
+    model: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None
+) -> tuple[bool, str | None]:
+    """Tell whether the caller means Stable Diffusion 3.5, and by which catalog name, if by one."""
+    name = find_sd35(os.fspath(model))
+    if name is not None or checkpoint is not None:
+        return name is not None, name
+    return holds_sd35(model), None
+
+
+def as_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path as one."""
+    return None if path is None else Path(path)
 
 
 def resolve(

@@ -16,7 +16,9 @@ from vkrt.steps import Attention, CutFile, Piece, Step, check_steps
 __all__ = [
     "GET_AGAIN",
     "MANIFEST",
+    "SAM2",
     "SCHEMA",
+    "SD35",
     "Header",
     "Manifest",
     "digest_of",
@@ -27,6 +29,8 @@ __all__ = [
 # Raised with every change of the manifest, and of the stages or ports that engines ask for; not
 # for a field that older versions may ignore and newer ones do without.
 SCHEMA = 1
+# The families of models; bundles that were written before there was a second one do not say.
+SAM2, SD35 = "sam2", "sd35"
 MANIFEST = "manifest.json"
 # A stage takes some kilobytes of it.
 MAX_MANIFEST_BYTES = 1024**2
@@ -43,7 +47,7 @@ class Header:
     Attributes:
         vkrt: the version that wrote it.
         model: catalog name of the model.
-        image_size: side of its square input, in pixels.
+        image_size: side of its square input, in pixels; 0 of a family that takes any size.
         precision: "fp32"; "fp16" for weights stored so and arithmetic in fp32; "int8" where the
             image encoder computes its products so.
         fingerprint: digest of the weights that it was made from, as embeddings carry it.
@@ -51,6 +55,8 @@ class Header:
         parity: the figures that the export measured, one record per stage and output.
         quantization: what an int8 export chose for each product and what masks lose by it; empty
             for another precision.
+        family: SAM2 or SD35: which engine it is for.
+        settings: what else the engine of that family needs, its config among it.
     """
 
     vkrt: str
@@ -61,6 +67,8 @@ class Header:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     parity: Sequence[Mapping[str, Any]] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    family: str = SAM2
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,10 +142,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_header(content: dict[str, Any]) -> Header:
     """Return what the manifest says of the whole bundle."""
-    kinds = {"image_size": int, "preprocessing": dict, "parity": list, "quantization": dict}
+    records = dict.fromkeys(("preprocessing", "quantization", "settings"), dict)
+    kinds = {"image_size": int, "parity": list, **records}
     names = [known.name for known in fields(Header)]
-    # Bundles that were written before there was int8 lack the last one.
-    stated = {"quantization": {}, **content}
+    # Older bundles lack these.
+    stated = {"quantization": {}, "family": SAM2, "settings": {}, **content}
     return Header(**{name: expect(stated[name], kinds.get(name, str)) for name in names})
 
 

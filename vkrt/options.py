@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vkrt.errors import BackendError
 
-__all__ = ["BACKENDS", "PRECISIONS", "Options", "cache_folder", "default_backend", "usable_cores"]
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "Options",
+    "cache_folder",
+    "default_backend",
+    "parse_bytes",
+    "usable_cores",
+]
 
 BACKENDS = ("auto", "eager", "onnx", "openvino")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def cache_folder() -> Path:
@@ -43,6 +55,24 @@ def usable_cores() -> int:
     return max(1, min(bound or 1, limit))
 
 
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a text: "8GiB" is 8 * 1024**3, "8GB" 8 * 1000**3, "8G" is "8GiB".
+
+    Raises:
+        BackendError: it is no such text, or less than one byte.
+    """
+    found = AMOUNT.fullmatch(text.strip())
+    amount = 0
+    if found is not None:
+        number, prefix, binary = found.groups()
+        decimal = not binary and text.strip().lower().endswith("b")
+        scaled = float(number) * (1000 if decimal else 1024) ** POWERS[prefix.lower()]
+        amount = int(scaled) if math.isfinite(scaled) else 0
+    if amount < 1:
+        raise BackendError(f"an amount of memory is such as 8GiB or 512MiB, not {text!r:.40}")
+    return amount
+
+
 @dataclass(frozen=True)
 class Options:
     """Say how to run a model.
@@ -56,6 +86,8 @@ class Options:
             machine's default.
         embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
         cache: folder of downloads and of exported bundles.
+        memory_limit: bytes that a model's weights and work may take on the device; None is what
+            the device has.
 
     Raises:
         BackendError: a value is not one of the above.
@@ -67,6 +99,7 @@ class Options:
     threads: int | None = None
     embedding_cache_bytes: int = EMBEDDING_CACHE_BYTES
     cache: Path = field(default_factory=cache_folder)
+    memory_limit: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -79,3 +112,5 @@ class Options:
             raise BackendError(f"threads must be at least 1, not {self.threads}")
         if self.embedding_cache_bytes < 0:
             raise BackendError("embedding_cache_bytes must not be negative")
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise BackendError(f"memory_limit must be at least 1 byte, not {self.memory_limit}")

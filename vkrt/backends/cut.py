@@ -71,11 +71,9 @@ def attention(step: Attention, threads: int) -> RunPiece:
     def attend(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         query, key, value, *bias = (arrays[name] for name in step.inputs)
         # Heads are to the C++ what objects are: attentions beside one another.
-        found = host_attention.attend(
-            *(stacked(part, 2) for part in (query, key, value)),
-            bias=stacked(bias[0], 1) if bias else None,
-            threads=threads,
-        )
+        parts = (stacked(part, 2) for part in (query, key, value))
+        added = stacked(bias[0], 1) if bias else None
+        found = host_attention.attend(*parts, bias=added, threads=threads)
         return {step.outputs[0]: found.reshape(*query.shape[:-1], value.shape[-1])}
 
     return attend

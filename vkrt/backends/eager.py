@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import nn
 
+from vkrt.backends.streaming import Streamer, find_blocks, stream
 from vkrt.errors import BackendError
 from vkrt.options import Options
 from vkrt.stage import Program, Stage
@@ -55,22 +59,40 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
 class EagerBackend:
     """Run stages with eager PyTorch on a CPU or a GPU.
 
+    Attributes:
+        precision: "fp32", "bf16" or "fp16".
+        streams: whether it prepares stages within a budget.
+
     Raises:
         BackendError: the device or the precision of the options is not there.
     """
 
     name = "eager"
+    streams = True
 
     def __init__(self, options: Options) -> None:
         self._device = pick_device(options.device)
         self._dtype = pick_dtype(options.precision, self._device)
         self.device = str(self._device)
+        self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
+        self._streamers: WeakKeyDictionary[nn.Module, Streamer] = WeakKeyDictionary()
         if options.threads is not None:
             torch.set_num_threads(options.threads)
 
-    def prepare(self, stage: Stage) -> Program:
-        """Return a program that runs the stage's module on this device."""
-        module = stage.module.eval().to(self._device, self._dtype)
+    def prepare(self, stage: Stage, budget: int | None = None) -> Program:
+        """Return a program that runs the stage's module on this device.
+
+        Args:
+            stage: its module moves to the device, in this backend's precision.
+            budget: bytes that its weights may take on the device; what is beyond them stays on
+                the host and is copied in block by block. None is any number.
+
+        Raises:
+            GenerationError: they can't run in so few.
+        """
+        module = stage.module.eval()
+        streamer = self._place(module, budget)
+        alone: AbstractContextManager[Any] = streamer.lock if streamer else nullcontext()
 
         @torch.inference_mode()
         def program(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -78,9 +100,38 @@ class EagerBackend:
                 array if port.exact else self._cast(array)
                 for port, array in zip(stage.inputs, arrays, strict=True)
             )
-            return tuple(module(*cast))
+            with alone:
+                return tuple(module(*cast))
 
         return program
+
+    def _place(self, module: nn.Module, budget: int | None) -> Streamer | None:
+        """Move a module to the device, and return what streams it, if it is streamed."""
+        self._gather(module)
+        if budget is None:
+            module.to(self._device, self._dtype)
+            return None
+        streamer = stream(module.to(self._dtype), self._device, budget)
+        if streamer is not None:
+            # Stages may share the blocks; whoever prepares or releases one finds them by these.
+            self._streamers[find_blocks(module)] = streamer
+        return streamer
+
+    def _gather(self, module: nn.Module) -> None:
+        """Bring a module together on the host, if it is streamed."""
+        for each in module.modules():
+            streamer = self._streamers.pop(each, None)
+            if streamer is not None:
+                streamer.release()
+
+    def release(self, stage: Stage) -> None:
+        """Move a stage's weights back to the host; its programs can't be called any more.
+
+        Only then may they be changed, if they were streamed.
+        """
+        self._gather(stage.module)
+        stage.module.to("cpu")
+        self.close()
 
     def _cast(self, array: torch.Tensor) -> torch.Tensor:
         return array.to(self._dtype) if array.is_floating_point() else array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -27,7 +28,13 @@ class HostBackend(Generic[P]):
     """Keep the programs of a backend and hand arrays over as they are."""
 
     def __init__(self) -> None:
-        self._programs: list[P] = []
+        # Not held here: what was closed and let go takes its memory with it.
+        self._programs: WeakSet[P] = WeakSet()
+
+    def _keep(self, program: P) -> P:
+        """Return a program that closing the backend closes too."""
+        self._programs.add(program)
+        return program
 
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
         """Return an uninitialized array."""
@@ -43,7 +50,7 @@ class HostBackend(Generic[P]):
 
     def close(self) -> None:
         """Release what the programs hold; they can't be called any more."""
-        for program in self._programs:
+        for program in tuple(self._programs):
             program.close()
         self._programs.clear()
 

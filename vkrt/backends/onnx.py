@@ -68,12 +68,10 @@ class OnnxBackend(HostBackend["OnnxProgram | CutProgram"]):
             BackendError: ONNX Runtime can't run it, or its inputs and outputs are not the ports.
         """
         if self.device == "cpu" and runs_cut(stage):
-            self._programs.append(CutProgram(stage, self._open_piece, self._threads))
-            return self._programs[-1]
+            return self._keep(CutProgram(stage, self._open_piece, self._threads))
         session = self._open(Path(stage.module), fixed=not stage.symbols)
         check_ports(stage, session)
-        self._programs.append(OnnxProgram(session, stage))
-        return self._programs[-1]
+        return self._keep(OnnxProgram(session, stage))
 
     def _open_piece(self, piece: Piece) -> RunPiece:
         """Return what runs a piece of a stage's graph."""

@@ -52,12 +52,10 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
             BackendError: OpenVINO can't run it, or its inputs and outputs are not the ports.
         """
         if runs_cut(stage):
-            self._programs.append(CutProgram(stage, self._open_piece, self._threads))
-            return self._programs[-1]
+            return self._keep(CutProgram(stage, self._open_piece, self._threads))
         compiled = self._compile(Path(stage.module))
         check_ports(stage, compiled)
-        self._programs.append(OpenVinoProgram(compiled, stage))
-        return self._programs[-1]
+        return self._keep(OpenVinoProgram(compiled, stage))
 
     def _compile(self, path: Path) -> ov.CompiledModel:
         try:

@@ -1,4 +1,4 @@
-"""`vkrt doctor`: what this machine has, what would run, and what is missing."""
+"""`vkrt doctor`: what this machine has, what would run, what is missing, and a model's memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from vkrt.cli import generate_options as options
+from vkrt.cli.doctor_plan import plan_generation, show_plan
+from vkrt.cli.generate_request import Recipe
 from vkrt.cli.output import AsJson, print_json, print_table
+from vkrt.cli.segment import Backend, Device
+from vkrt.errors import UnknownModelError
+from vkrt.options import parse_bytes
 
 __all__ = ["doctor", "examine"]
 
@@ -25,11 +33,72 @@ OPTIONAL = {
 NOTHING_RUNS = 1
 
 
-def doctor(as_json: AsJson = False) -> int:
+ModelName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model that makes pictures: tell how much memory that takes, stage by stage.",
+    ),
+]
+Count = Annotated[int | None, typer.Option(min=1, help="Pictures of a call.  [default: 1]")]
+
+
+def doctor(
+    model: ModelName = None,
+    checkpoint: options.Checkpoint = None,
+    size: options.Size = None,
+    count: Count = None,
+    steps: options.Steps = None,
+    guidance: options.GuidanceScale = None,
+    t5_length: options.T5Length = None,
+    control_model: options.ControlModel = None,
+    clip_l: options.ClipL = None,
+    clip_g: options.ClipG = None,
+    t5: options.T5 = None,
+    vae: options.Vae = None,
+    tokenizers: options.TokenizerFolder = None,
+    precision: options.Precision = None,
+    memory_limit: options.MemoryLimit = None,
+    backend: Backend = "auto",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
     """Tell what this machine has, what would run and why, and what is missing.
 
-    Exits with 1 if nothing can run here.
+    With MODEL, tell what a generation takes of memory; the options are of that. Exits with 1 if
+    nothing can run here, or if the generation does not fit its --memory-limit.
     """
+    asked = Recipe.of(
+        **options.parse_size(size),
+        checkpoint=checkpoint,
+        steps=steps,
+        guidance=guidance,
+        t5_length=t5_length,
+        control_model=control_model,
+        clip_l=clip_l,
+        clip_g=clip_g,
+        t5=t5,
+        vae=vae,
+        tokenizers=tokenizers,
+        precision=precision,
+    )
+    if model is None:
+        if asked.said or count or memory_limit:
+            raise UnknownModelError("these options are of a model: give vkrt doctor MODEL")
+        return look(as_json)
+    settings: dict[str, Any] = {"backend": backend, "device": device}
+    if memory_limit is not None:
+        settings["memory_limit"] = parse_bytes(memory_limit)
+    report = plan_generation(asked.over(Recipe.of(model=model)), count or 1, settings)
+    if as_json:
+        print_json(report)
+    else:
+        show_plan(report)
+    return 0 if report["fits"] else NOTHING_RUNS
+
+
+def look(as_json: bool) -> int:
+    """Tell what this machine has, and return the exit code."""
     report = examine()
     if as_json:
         print_json(report)

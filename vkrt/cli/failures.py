@@ -18,6 +18,7 @@ EXTRAS = {
     "openvino": "openvino",
     "huggingface_hub": "hub",
     "av": "video",
+    "tokenizers": "generate",
     "skimage": "demo",
     "transformers": "bench",
 }

@@ -12,6 +12,7 @@ from vkrt import __version__
 from vkrt.cli.doctor import doctor
 from vkrt.cli.export import export
 from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
+from vkrt.cli.generate import generate
 from vkrt.cli.models import models
 from vkrt.cli.pull import pull
 from vkrt.cli.segment import segment
@@ -22,6 +23,7 @@ __all__ = ["app", "main"]
 EXAMPLES: dict[Callable[..., Any], str] = {
     segment: "vkrt segment photo.jpg --point 500,375 --out mask.png --overlay seen.png",
     track: "vkrt track clip.mp4 --point 210,350@0 --out masks/ --out overlay.mp4",
+    generate: 'vkrt generate "a lighthouse at dusk" --seed 7 --out lighthouse.png',
     export: "vkrt export sam2.1-nano --out nano.vkrt",
     models: "vkrt models --json",
     doctor: "vkrt doctor",
@@ -52,9 +54,9 @@ def root(
         typer.Option("--version", callback=show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Segment photos, and track objects through video, with SAM 2.
+    """Segment photos and track objects with SAM 2; make pictures with Stable Diffusion 3.5.
 
-    Exit codes: 0 done, 1 nothing can run here (doctor), 2 bad input, 130 interrupted.
+    Exit codes: 0 done, 1 nothing can run here or fits (doctor), 2 bad input, 130 interrupted.
     """
 
 

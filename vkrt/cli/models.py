@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vkrt.cli.output import AsJson, print_json, print_table
+
+if TYPE_CHECKING:
+    from vkrt.catalog import PictureModel
 
 __all__ = ["models"]
 
@@ -14,16 +17,17 @@ def models(as_json: AsJson = False) -> None:
     from vkrt import catalog
 
     found = [describe(catalog.find(name)) for name in catalog.names()]
+    found += map(describe_picture_model, catalog.picture_models().values())
     if as_json:
         print_json(found)
         return
     print_table(
-        ["name", "SAM", "input", "hub id", "weights"],
+        ["name", "family", "input", "hub id", "weights"],
         [
             [
                 model["name"],
-                model["version"],
-                str(model["image_size"]),
+                f"{model['family']} {model['version']}",
+                str(model["image_size"] or "-"),
                 model["hub_id"] or "-",
                 place(model),
             ]
@@ -42,6 +46,7 @@ def describe(model: Any) -> dict[str, Any]:
     file, bundle = find_local(model), model.packaged_bundle
     return {
         "name": model.name,
+        "family": "SAM",
         "version": model.config.version,
         "image_size": model.config.image_size,
         "hub_id": model.hub_id,
@@ -50,6 +55,25 @@ def describe(model: Any) -> dict[str, Any]:
         "packaged": file is not None and file == model.packaged,
         "file": None if file is None else str(file),
         "bundle": str(bundle) if bundle is not None and is_bundle(bundle) else None,
+    }
+
+
+def describe_picture_model(model: PictureModel) -> dict[str, Any]:
+    """Return the entry of a model that makes pictures, with the same fields."""
+    from vkrt.weights.hub import find_local
+
+    file = find_local(model)
+    return {
+        "name": model.name,
+        "family": "SD",
+        "version": "3.5",
+        "image_size": None,
+        "hub_id": model.hub_id,
+        "checkpoint": model.checkpoint,
+        "summary": model.summary,
+        "packaged": False,
+        "file": None if file is None else str(file),
+        "bundle": None,
     }
 
 

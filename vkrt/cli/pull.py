@@ -25,8 +25,11 @@ def pull(
     """Fetch a model's official weights, once, and print where they are."""
     from vkrt import catalog
     from vkrt.weights import hub
+    from vkrt.weights.family import find_sd35
 
-    model = catalog.find(name)
+    picture_model = find_sd35(name)
+    known = catalog.picture_models()
+    model = known[picture_model] if picture_model in known else catalog.find(name)
     with progress(f"fetching {model.name}"):
         path = hub.pull(model, cache=cache, offline=offline)
     if as_json:

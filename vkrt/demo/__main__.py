@@ -1,24 +1,24 @@
-"""The demo: `python -m vkrt.demo` segments real photos and held-out scenes with sam2.1-nano."""
+"""The demo: `python -m vkrt.demo` segments photos and scenes and tracks a clip, by sam2.1-nano."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 from rich.console import Console
 
 import vkrt
+from vkrt.demo.reel import Reel, draw_strip, follow, write_gif
 from vkrt.demo.scenes import make_scene
 from vkrt.demo.sheet import Tile, draw_sheet
 from vkrt.media.files import write_atomically
 
-__all__ = ["Example", "examples", "run"]
+__all__ = ["Example", "Results", "examples", "run"]
 
 MODEL = "sam2.1-nano"
 # Below the first seed that training draws from (vkrt.demo.train).
@@ -44,6 +44,16 @@ class Example:
     point: tuple[int, int]
     box: tuple[int, int, int, int]
     truth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Name the files that a run wrote."""
+
+    contact_sheet: Path
+    tracked_clip: Path
+    strip: Path
+    timings: Path
 
 
 @dataclass
@@ -141,19 +151,19 @@ def segment(sam: vkrt.Segmenter, example: Example) -> Report:
 def tiles(example: Example, report: Report) -> list[Tile]:
     """Return the row of the sheet for one picture: it with its prompts, then each answer."""
     size = f"{example.image.shape[1]}x{example.image.shape[0]}"
-    row = [Tile(f"{example.name}, {size}", example.image, point=example.point, box=example.box)]
+    row = [Tile(f"{example.name}, {size}", example.image, points=[example.point], box=example.box)]
     for given in report.answers:
         caption = f"{given.kind}: score {given.score:.2f}"
         if given.iou is not None:
             caption += f", IoU {given.iou:.2f}"
         prompt: dict[str, Any] = (
-            {"point": example.point} if given.kind == "click" else {"box": example.box}
+            {"points": [example.point]} if given.kind == "click" else {"box": example.box}
         )
         row.append(Tile(caption, example.image, mask=given.mask, **prompt))
     return row
 
 
-def as_json(load_ms: float, sam: vkrt.Segmenter, reports: list[Report]) -> dict[str, Any]:
+def as_json(load_ms: float, sam: vkrt.Segmenter, reports: list[Report], reel: Reel) -> Any:
     """Return the timings and scores of a run."""
     pictures = [
         {
@@ -171,48 +181,64 @@ def as_json(load_ms: float, sam: vkrt.Segmenter, reports: list[Report]) -> dict[
         }
         for report in reports
     ]
+    clip = {
+        "frames": len(reel.frames),
+        "objects": len(reel.points),
+        "fps": round(reel.frames_a_second, 2),
+        "iou": [round(float(overlap), 4) for overlap in reel.overlaps().mean(axis=0)],
+    }
     return {
         "model": sam.name,
         "backend": sam.backend,
         "device": sam.device,
         "load_ms": round(load_ms, 1),
         "pictures": pictures,
+        "clip": clip,
     }
 
 
-def run(out: Path, checkpoint: Path | None = None) -> tuple[Path, Path]:
-    """Segment every example and return the paths of the contact sheet and of the timings."""
+def run(out: Path, checkpoint: Path | None = None) -> Results:
+    """Segment every example, track the clip, and say which files show it."""
     out.mkdir(parents=True, exist_ok=True)
     sam, load_ms = timed(vkrt.load, MODEL, checkpoint)
     reports, rows = [], []
     for example in examples():
         reports.append(segment(sam, example))
         rows.append(tiles(example, reports[-1]))
-    sheet: Image.Image = draw_sheet(rows, per_row=2)
-    pictures, timings = out / "contact-sheet.png", out / "timings.json"
-    write_atomically(pictures, lambda file: sheet.save(file, "PNG"))
-    text = json.dumps(as_json(load_ms, sam, reports), indent=2) + "\n"
-    write_atomically(timings, lambda file: file.write(text.encode()))
-    return pictures, timings
+    reel = follow(sam)
+    results = Results(
+        contact_sheet=out / "contact-sheet.png",
+        tracked_clip=out / "tracked.gif",
+        strip=out / "tracked-strip.png",
+        timings=out / "timings.json",
+    )
+    sheet, strip = draw_sheet(rows, per_row=2), draw_strip(reel)
+    write_atomically(results.contact_sheet, lambda file: sheet.save(file, "PNG"))
+    write_gif(reel, results.tracked_clip)
+    write_atomically(results.strip, lambda file: strip.save(file, "PNG"))
+    text = json.dumps(as_json(load_ms, sam, reports, reel), indent=2) + "\n"
+    write_atomically(results.timings, lambda file: file.write(text.encode()))
+    return results
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/demo"),
     checkpoint: Annotated[Path | None, typer.Option(help="Other weights of the model.")] = None,
 ) -> None:
-    """Segment real photos and held-out scenes with the demo model."""
+    """Segment photos and held-out scenes, and track a held-out clip, with the demo model."""
     console = Console()
     start = time.perf_counter()
     try:
-        pictures, timings = run(out, checkpoint)
+        results = run(out, checkpoint)
     except vkrt.VkrtError as error:
         # Without markup, which would swallow the [extras] of a command.
         Console(stderr=True).print(f"vkrt: {error}", soft_wrap=True, highlight=False, markup=False)
         raise typer.Exit(2) from None
     seconds = time.perf_counter() - start
-    console.print(f"segmented in {seconds:.1f} s", highlight=False)
-    for label, path in (("contact sheet", pictures), ("timings", timings)):
-        console.print(f"{label}: {path.resolve()}", soft_wrap=True, highlight=False)
+    console.print(f"segmented and tracked in {seconds:.1f} s", highlight=False)
+    for label, path in asdict(results).items():
+        name = label.replace("_", " ")
+        console.print(f"{name}: {path.resolve()}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,25 +21,27 @@ INK = (30, 30, 30)
 
 @dataclass(frozen=True)
 class Tile:
-    """Hold one picture of the sheet: what was asked, what was answered, and a caption."""
+    """Hold one picture of the sheet: what was asked, what was answered, and a caption.
+
+    image is (H, W, 3) uint8, mask (H, W) or (N, H, W) bool, points (P, 2) x, y of clicks.
+    """
 
     caption: str
     image: np.ndarray
     mask: np.ndarray | None = None
-    point: tuple[int, int] | None = None
+    points: np.ndarray | Sequence[tuple[int, int]] | None = None
     box: tuple[int, int, int, int] | None = None
 
 
 def draw_tile(tile: Tile) -> Image.Image:
     """Return a tile of the common size with its caption below."""
     height, width = tile.image.shape[:2]
-    masks = np.zeros((0, height, width), bool) if tile.mask is None else tile.mask[None]
+    masks = np.zeros((0, height, width), bool) if tile.mask is None else tile.mask
     picture = draw_overlay(
         tile.image,
         masks,
-        points=None if tile.point is None else np.array([tile.point]),
-        labels=None if tile.point is None else np.array([1]),
-        boxes=None if tile.box is None else np.array([tile.box]),
+        points=tile.points,
+        boxes=tile.box,
     )
     canvas = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), BACKGROUND)
     fitted = ImageOps.contain(picture, TILE, Image.Resampling.LANCZOS)

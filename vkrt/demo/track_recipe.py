@@ -62,7 +62,7 @@ PARTS = (
     TrackRecipe(fresh=True),
     TrackRecipe(
         image_size=512,
-        steps=560,
+        steps=260,
         clips=1,
         scenes=1,
         frames=(6, 10),

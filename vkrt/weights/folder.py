@@ -1,4 +1,4 @@
-"""Find the weights files of a folder that transformers wrote with save_pretrained."""
+"""Find the weights files of a folder that save_pretrained wrote (transformers, diffusers)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from vkrt.weights.limits import MAX_INDEX_BYTES, MAX_TENSORS, listed, shown
 
 __all__ = ["Parts", "find_parts"]
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -51,6 +55,10 @@ def parts_of_folder(folder: Path) -> Parts:
             return Parts([folder / name])
         if index.is_file():
             return parts_of_index(index)
+    # Of a variant, such as "fp16".
+    variants = sorted(folder.glob("*.safetensors.index*.json"))
+    if len(variants) == 1:
+        return parts_of_index(variants[0])
     candidates = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file())
     if len(candidates) == 1:
         return Parts(candidates)

@@ -6,7 +6,7 @@ from errno import ENOSPC
 from pathlib import Path
 from types import ModuleType
 
-from vkrt.catalog import Model
+from vkrt.catalog import Weights
 from vkrt.errors import DownloadError
 from vkrt.options import cache_folder
 
@@ -16,7 +16,7 @@ __all__ = ["find_local", "pull"]
 ANSWER_SECONDS = 8.0
 
 
-def pull(model: Model, cache: Path | None = None, offline: bool = False) -> Path:
+def pull(model: Weights, cache: Path | None = None, offline: bool = False) -> Path:
     """Return the weights file of a model, downloading it if it is not here yet.
 
     Looked at in this order: the package, a file put by hand into `cache`/checkpoints, earlier
@@ -49,7 +49,7 @@ def pull(model: Model, cache: Path | None = None, offline: bool = False) -> Path
     return download(model.hub_id, model.checkpoint, cache, instead(model, cache))
 
 
-def find_local(model: Model, cache: Path | None = None) -> Path | None:
+def find_local(model: Weights, cache: Path | None = None) -> Path | None:
     """Return the weights file of a model if it is on this machine; the network is not used."""
     cache = cache or cache_folder()
     if model.packaged is not None and model.packaged.is_file():
@@ -79,7 +79,7 @@ def import_hub() -> ModuleType | None:
     return huggingface_hub
 
 
-def instead(model: Model, cache: Path) -> str:
+def instead(model: Weights, cache: Path) -> str:
     """Return what a user can do without this machine reaching the hub."""
     place = cache / "checkpoints" / str(model.checkpoint)
     return f"fetch {model.checkpoint} of {model.hub_id} and put it at {place}"

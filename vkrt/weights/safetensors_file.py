@@ -48,10 +48,14 @@ def check_count(path: Path, count: int) -> None:
         )
 
 
-def open_checked(path: Path) -> Any:
-    """Return the library's open file, whose offsets and shapes it has checked."""
+def open_checked(path: Path, framework: str = "pt") -> Any:
+    """Return the library's open file, whose offsets and shapes it has checked.
+
+    For "pt" all of it is mapped for writing at once, which the system refuses for a file larger
+    than the memory of the machine; "numpy" is for headers.
+    """
     check_header(path)
-    file = safe_open(str(path), framework="pt", device="cpu")
+    file = safe_open(str(path), framework=framework, device="cpu")
     check_count(path, len(file.keys()))
     return file
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from vkrt import catalog
 from vkrt.errors import CheckpointError
@@ -19,6 +16,7 @@ from vkrt.weights.checkpoint import read_tensors
 from vkrt.weights.hub import pull
 from vkrt.weights.limits import listed, shown
 from vkrt.weights.sam2_names import is_transformers, official_name, to_official
+from vkrt.weights.skip_init import SkipInit
 
 __all__ = ["load_sam2", "recognise"]
 
@@ -43,35 +41,6 @@ BLOCKS = "image_encoder.trunk.blocks."
 BLOCK_WIDTHS = ("norm2.weight", "attn.proj.bias", "mlp.layers.1.bias")
 # Python refuses to turn thousands of digits into a number.
 MAX_INDEX_DIGITS = 4
-
-
-# Everything through which torch's layers draw their initial values.
-DRAWS = (
-    init.kaiming_uniform_,
-    init.uniform_,
-    init.normal_,
-    Tensor.uniform_,
-    Tensor.normal_,
-)
-
-
-class SkipInit(TorchFunctionMode):
-    """Leave the random initial values out: the memory of what is replaced is never touched.
-
-    The meta device would do the same, but its first use imports for more than a second.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in DRAWS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def load_sam2(
