@@ -43,6 +43,24 @@ void check_planes(const py::array& array, const char* name) {
     checked_product({array.shape(0), array.shape(1), array.shape(2)}, sizeof(T));
 }
 
+// Throws as check_layout unless the array has the dtype and rows, along its last axis, without gaps.
+template <typename T>
+void check_rows(const py::array& array, const char* name) {
+    const std::string label(name);
+    if (!py::isinstance<py::array_t<T>>(array)) {
+        throw py::type_error(label + " must be " + py::str(py::dtype::of<T>()).cast<std::string>() +
+                             ", not " + py::str(array.dtype()).cast<std::string>());
+    }
+    constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
+    constexpr int aligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    const py::ssize_t last = array.ndim() - 1;
+    const bool is_dense = array.shape(last) <= 1 || array.strides(last) == size;
+    if (!is_dense || (array.flags() & aligned) != aligned) {
+        throw py::value_error(label + " must have rows without gaps; pass numpy.ascontiguousarray "
+                                      "of it");
+    }
+}
+
 // The bytes of numpy's bool are 0 and 1.
 template <typename T, typename Item = T>
 Planes<const Item> view_planes(const py::array& array) {

@@ -26,14 +26,14 @@ struct Task {
 };
 
 std::ptrdiff_t queries_per_task(const AttentionShape& shape, std::ptrdiff_t lanes, int threads) {
-    const std::ptrdiff_t panels = shape.objects * ((shape.queries + lanes - 1) / lanes);
+    const std::ptrdiff_t panels = shape.objects() * ((shape.queries + lanes - 1) / lanes);
     const std::ptrdiff_t most = std::max<std::ptrdiff_t>(kMostQueries / lanes, 1);
     return std::clamp<std::ptrdiff_t>(panels / (kTasksPerThread * threads), 1, most) * lanes;
 }
 
 std::vector<Task> make_tasks(const AttentionShape& shape, std::ptrdiff_t step) {
     std::vector<Task> tasks;
-    for (std::ptrdiff_t object = 0; object < shape.objects; ++object) {
+    for (std::ptrdiff_t object = 0; object < shape.objects(); ++object) {
         for (std::ptrdiff_t first = 0; first < shape.queries; first += step) {
             tasks.push_back({object, first, std::min(step, shape.queries - first)});
         }
@@ -43,11 +43,11 @@ std::vector<Task> make_tasks(const AttentionShape& shape, std::ptrdiff_t step) {
 
 std::vector<KeyBlocks> make_blocks(const AttentionInput& input, const AttentionShape& shape) {
     std::vector<KeyBlocks> blocks;
-    blocks.reserve(static_cast<std::size_t>(shape.objects));
-    for (std::ptrdiff_t i = 0; i < shape.objects; ++i) {
-        const std::ptrdiff_t row = i * shape.keys;
-        const float* bias = input.bias == nullptr ? nullptr : input.bias + row;
-        blocks.emplace_back(input.key + row * shape.depth, input.value + row * shape.width, bias,
+    blocks.reserve(static_cast<std::size_t>(shape.objects()));
+    for (std::ptrdiff_t i = 0; i < shape.objects(); ++i) {
+        const std::ptrdiff_t item = i / shape.heads;
+        const float* bias = input.bias == nullptr ? nullptr : input.bias + item * shape.keys;
+        blocks.emplace_back(input.key.of(i, shape.heads), input.value.of(i, shape.heads), bias,
                             shape.keys, shape.depth, shape.width);
     }
     return blocks;
@@ -78,10 +78,13 @@ void attend(const AttentionInput& input, const AttentionShape& shape, const Tile
         std::vector<float> room;
         for (std::size_t i = next++; i < tasks.size(); i = next++) {
             const Task& task = tasks[i];
-            const std::ptrdiff_t row = task.object * shape.queries + task.first;
-            panels.start(input.query + row * shape.depth, task.count);
+            const std::ptrdiff_t item = task.object / shape.heads, head = task.object % shape.heads;
+            const std::ptrdiff_t row = (item * shape.queries + task.first) * shape.heads + head;
+            Rows queries = input.query.of(task.object, shape.heads);
+            queries.data = queries.at(task.first);
+            panels.start(queries, task.count);
             run(blocks[static_cast<std::size_t>(task.object)], tile, panels, room);
-            panels.finish(out + row * shape.width);
+            panels.finish(out + row * shape.width, shape.heads * shape.width);
         }
     });
 }

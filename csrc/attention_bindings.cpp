@@ -29,36 +29,52 @@ const Tile& find_tile(const std::optional<std::string>& name) {
     throw py::value_error("instructions must be one of " + known + ", not " + *name);
 }
 
-const float* view(const py::array& array, const char* name) {
-    check_planes<float>(array, name);
-    return static_cast<const float*>(array.data());
+// Return (N, T, D) without gaps, or (B, T, H, D) whose rows of D may lie apart.
+Rows view(const py::array& array, const char* name) {
+    const auto* data = static_cast<const float*>(array.data());
+    if (array.ndim() != 4) {
+        check_planes<float>(array, name);
+        return {data, array.shape(1) * array.shape(2), 0, array.shape(2)};
+    }
+    check_rows<float>(array, name);
+    checked_product({array.shape(0), array.shape(1), array.shape(2), array.shape(3)}, sizeof(float));
+    constexpr auto size = static_cast<std::ptrdiff_t>(sizeof(float));
+    return {data, array.strides(0) / size, array.strides(2) / size, array.strides(1) / size};
 }
 
 const float* view_bias(const std::optional<py::array>& bias, const AttentionShape& shape) {
     if (!bias) return nullptr;
     check_layout<float>(*bias, "bias", 2);
-    if (bias->shape(0) != shape.objects || bias->shape(1) != shape.keys) {
-        throw py::value_error("bias must have shape (" + std::to_string(shape.objects) + ", " +
+    if (bias->shape(0) != shape.batch || bias->shape(1) != shape.keys) {
+        throw py::value_error("bias must have shape (" + std::to_string(shape.batch) + ", " +
                               std::to_string(shape.keys) + "), a number for each key");
     }
     return static_cast<const float*>(bias->data());
 }
 
 AttentionShape checked_shape(const py::array& query, const py::array& key, const py::array& value) {
-    if (query.shape(0) != key.shape(0) || key.shape(0) != value.shape(0)) {
+    if (query.ndim() != key.ndim() || key.ndim() != value.ndim()) {
+        throw py::value_error("query, key and value must have equally many dimensions");
+    }
+    const py::ssize_t last = query.ndim() - 1;
+    const bool same_heads =
+        last == 2 || (query.shape(2) == key.shape(2) && key.shape(2) == value.shape(2));
+    if (query.shape(0) != key.shape(0) || key.shape(0) != value.shape(0) || !same_heads) {
         throw py::value_error("query, key and value must be of equally many objects");
     }
-    if (query.shape(2) != key.shape(2)) {
+    if (query.shape(last) != key.shape(last)) {
         throw py::value_error("query and key must be equally deep, not " +
-                              std::to_string(query.shape(2)) + " and " +
-                              std::to_string(key.shape(2)));
+                              std::to_string(query.shape(last)) + " and " +
+                              std::to_string(key.shape(last)));
     }
     if (key.shape(1) != value.shape(1)) {
         throw py::value_error("key and value must be equally many, not " +
                               std::to_string(key.shape(1)) + " and " +
                               std::to_string(value.shape(1)));
     }
-    return {query.shape(0), query.shape(1), key.shape(1), key.shape(2), value.shape(2)};
+    const py::ssize_t heads = last == 2 ? 1 : query.shape(2);
+    return {query.shape(0), heads, query.shape(1), key.shape(1), key.shape(last),
+            value.shape(last)};
 }
 
 py::array_t<float> attention(const py::array& query, const py::array& key, const py::array& value,
@@ -69,8 +85,10 @@ py::array_t<float> attention(const py::array& query, const py::array& key, const
     input.bias = view_bias(bias, shape);
     const int used = checked_threads(threads);
     const Tile& tile = find_tile(instructions);
-    checked_product({shape.objects, shape.queries, shape.width}, sizeof(float));
-    py::array_t<float> result({shape.objects, shape.queries, shape.width});
+    std::vector<py::ssize_t> sizes{shape.batch, shape.queries, shape.heads, shape.width};
+    checked_product({shape.batch, shape.queries, shape.heads, shape.width}, sizeof(float));
+    if (query.ndim() == 3) sizes.erase(sizes.begin() + 2);
+    py::array_t<float> result(sizes);
     float* out = result.mutable_data();
     {
         const py::gil_scoped_release unlocked;
@@ -102,7 +120,8 @@ void define_attention(py::module_& module) {
                py::arg("instructions") = py::none(),
                "Return softmax(query key^T / sqrt(D) + bias) value of (N, Q, D), (N, K, D), "
                "(N, K, V) and (N, K) float32: (N, Q, V). Keys with a bias of -1e8 or less are left "
-               "out.");
+               "out. With heads, (N, Q, H, D), (N, K, H, D) and (N, K, H, V) of any strides but the "
+               "last: (N, Q, H, V).");
     module.def("attention_exp2", &attention_exp2, py::arg("exponents"),
                py::arg("instructions") = py::none(),
                "Return 2**exponents of (K,) float32, at most 0, as attention computes it.");

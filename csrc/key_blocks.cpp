@@ -8,14 +8,14 @@ namespace {
 
 constexpr float kMasked = -1e8F;
 
-float* copy_row(const float* rows, std::ptrdiff_t length, std::ptrdiff_t row, float* to) {
-    return std::copy_n(rows + row * length, length, to);
+float* copy_row(const Rows& rows, std::ptrdiff_t length, std::ptrdiff_t row, float* to) {
+    return std::copy_n(rows.at(row), length, to);
 }
 
 }  // namespace
 
-KeyBlocks::KeyBlocks(const float* keys, const float* values, const float* bias,
-                     std::ptrdiff_t count, std::ptrdiff_t depth, std::ptrdiff_t width)
+KeyBlocks::KeyBlocks(const Rows& keys, const Rows& values, const float* bias, std::ptrdiff_t count,
+                     std::ptrdiff_t depth, std::ptrdiff_t width)
     : keys_(keys), values_(values), depth_(depth), width_(width) {
     for (std::ptrdiff_t i = 0; i < count; ++i) {
         const float added = bias == nullptr ? 0.0F : bias[i];
@@ -34,10 +34,10 @@ KeyBlock KeyBlocks::at(std::ptrdiff_t index, std::vector<float>& room) const {
     const std::ptrdiff_t left = static_cast<std::ptrdiff_t>(chosen_.size()) - begin;
     const std::ptrdiff_t count = std::min<std::ptrdiff_t>(left, kBlockKeys);
     const std::int32_t* chosen = chosen_.data() + begin;
-    const KeyBlock block{keys_ + chosen[0] * depth_, values_ + chosen[0] * width_,
-                         bias_.data() + begin, count};
+    const KeyBlock block{keys_.at(chosen[0]), values_.at(chosen[0]), bias_.data() + begin, count};
     const bool is_run = chosen[count - 1] - chosen[0] == count - 1;
-    return is_run ? block : gather(chosen, block, room);
+    const bool is_dense = keys_.row == depth_ && values_.row == width_;
+    return is_run && is_dense ? block : gather(chosen, block, room);
 }
 
 KeyBlock KeyBlocks::gather(const std::int32_t* chosen, KeyBlock block,

@@ -37,21 +37,23 @@ Panel Panels::at(std::ptrdiff_t index) const {
     return {depth_, width_, queries, weights_, largest, largest + lanes_, sums};
 }
 
-void Panels::start(const float* queries, std::ptrdiff_t count) {
+void Panels::start(const Rows& queries, std::ptrdiff_t count) {
     count_ = count;
     size_ = panels_for(count, lanes_);
     for (std::ptrdiff_t i = 0; i < size_; ++i) {
         const std::ptrdiff_t first = i * lanes_;
-        fill(at(i), queries + first * depth_, std::min(count - first, lanes_));
+        fill(at(i), queries, first, std::min(count - first, lanes_));
     }
 }
 
-void Panels::fill(const Panel& panel, const float* queries, std::ptrdiff_t count) {
+void Panels::fill(const Panel& panel, const Rows& queries, std::ptrdiff_t first,
+                  std::ptrdiff_t count) {
     const float scale = kLog2E / std::sqrt(static_cast<float>(depth_));
     std::fill_n(panel.queries, depth_ * lanes_, 0.0F);
     for (std::ptrdiff_t lane = 0; lane < count; ++lane) {
+        const float* query = queries.at(first + lane);
         for (std::ptrdiff_t i = 0; i < depth_; ++i) {
-            panel.queries[i * lanes_ + lane] = queries[lane * depth_ + i] * scale;
+            panel.queries[i * lanes_ + lane] = query[i] * scale;
         }
     }
     std::fill_n(panel.largest, lanes_, -std::numeric_limits<float>::infinity());
@@ -59,15 +61,14 @@ void Panels::fill(const Panel& panel, const float* queries, std::ptrdiff_t count
     std::fill_n(panel.sums, width_ * lanes_, 0.0F);
 }
 
-void Panels::finish(float* out) const {
+void Panels::finish(float* out, std::ptrdiff_t stride) const {
     for (std::ptrdiff_t query = 0; query < count_; ++query) {
         const Panel panel = at(query / lanes_);
         const std::ptrdiff_t lane = query % lanes_;
         // Without a key there is no weight at all.
         const float total = panel.total[lane] == 0.0F ? 1.0F : panel.total[lane];
-        for (std::ptrdiff_t i = 0; i < width_; ++i) {
-            *out++ = panel.sums[i * lanes_ + lane] / total;
-        }
+        float* to = out + query * stride;
+        for (std::ptrdiff_t i = 0; i < width_; ++i) to[i] = panel.sums[i * lanes_ + lane] / total;
     }
 }
 

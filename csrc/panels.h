@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "rows.h"
 #include "tile.h"
 
 namespace vkrt {
@@ -13,17 +14,17 @@ class Panels {
     // Room for `most` queries and values of these sizes.
     Panels(std::ptrdiff_t most, std::ptrdiff_t depth, std::ptrdiff_t width, const Tile& tile);
 
-    // Take (count, depth) queries, and know nothing of their softmax.
-    void start(const float* queries, std::ptrdiff_t count);
+    // Take `count` queries, and know nothing of their softmax.
+    void start(const Rows& queries, std::ptrdiff_t count);
 
     std::ptrdiff_t size() const { return size_; }
     Panel at(std::ptrdiff_t index) const;
 
-    // Write what became of the queries, (count, width).
-    void finish(float* out) const;
+    // Write what became of the queries: rows of `width`, so many floats from one to the next.
+    void finish(float* out, std::ptrdiff_t stride) const;
 
    private:
-    void fill(const Panel& panel, const float* queries, std::ptrdiff_t count);
+    void fill(const Panel& panel, const Rows& queries, std::ptrdiff_t first, std::ptrdiff_t count);
 
     std::ptrdiff_t depth_, width_, lanes_;
     std::ptrdiff_t count_ = 0, size_ = 0;

@@ -88,7 +88,7 @@ def check_stage(stage: Stage, path: Path | CutFile, precision: str = "fp32") -> 
     Eager PyTorch in fp32 is compared with ONNX Runtime on the CPU. Allowed is 8 times the
     difference that eager PyTorch itself has at the smallest sizes: to fp64 for an fp32 file, to
     weights rounded to fp16 for an fp16 file; and at least 2**-17, 2**-10 or, for int8, a half.
-    That holds for modules of any size: what runs in fp64 is widened operator by operator.
+    That holds for modules of any size: what runs in fp64 is widened function by function.
 
     Raises:
         BackendError: ONNX Runtime can't run the file at some of the sizes.
@@ -169,8 +169,7 @@ def own_error(module: nn.Module, trial: Trial, precision: str) -> list[float]:
     return [relative(a, b) for a, b in zip(other, trial.wanted, strict=True)]
 
 
-# Not in inference mode: there the views of what a twin makes have no operator of their own.
-@torch.no_grad()
+@torch.inference_mode()
 def run(module: nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the outputs of a module as arrays."""
     return [output.numpy() for output in module.eval()(*map(torch.from_numpy, arrays))]

@@ -1,7 +1,7 @@
 """A module computed with more bits, or with weights rounded to fewer, without a copy of it.
 
 A copy in float64 takes twice the memory of the module: for large ones there is none. Here each
-operator's own inputs are changed just before it runs.
+function's own inputs are changed just before it runs.
 """
 
 from __future__ import annotations
@@ -11,37 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from vkrt.export.half import rounds
 
 __all__ = ["InFloat64", "WithHalfWeights"]
 
+Function = Callable[..., Any]
 
-class InFloat64(TorchDispatchMode):
+
+class InFloat64(TorchFunctionMode):
     """Compute all that is in float32 in float64."""
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operator on what is widened."""
-        wide, named = tree_map(widened, (args, kwargs or {}))
-        return func(*wide, **named)
+        """Call a function of torch with what is widened, and widen what it makes."""
+        return tree_map(widened, call(func, args, kwargs, widened))
 
 
-def widened(value: Any) -> Any:
-    """Return a float32 tensor, or the dtype itself, as float64."""
-    if isinstance(value, Tensor) and value.dtype == torch.float32:
-        return value.double()
-    return torch.float64 if value is torch.float32 else value
-
-
-class WithHalfWeights(TorchDispatchMode):
+class WithHalfWeights(TorchFunctionMode):
     """Compute with what `store_half` would store of a module's weights as fp16.
 
     Args:
@@ -52,19 +42,31 @@ class WithHalfWeights(TorchDispatchMode):
         super().__init__()
         tensors = (*module.parameters(), *module.buffers())
         # The module holds them, so that no other tensor gets the same id.
-        self.rounded = {id(tensor) for tensor in tensors if rounds(tensor)}
+        self._stored = {id(tensor) for tensor in tensors if rounds(tensor)}
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operator on weights that are rounded."""
-        given, named = tree_map(self.round, (args, kwargs or {}))
-        return func(*given, **named)
+        """Call a function of torch with weights that are rounded."""
+        return call(func, args, kwargs, self._rounded)
 
-    def round(self, value: Any) -> Any:
-        """Return a weight rounded to fp16, and anything else as it is."""
-        return value.half().float() if id(value) in self.rounded else value
+    def _rounded(self, value: Any) -> Any:
+        return value.half().float() if id(value) in self._stored else value
+
+
+def widened(value: Any) -> Any:
+    """Return a float32 tensor, or that dtype itself, as float64."""
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.double()
+    return torch.float64 if value is torch.float32 else value
+
+
+def call(func: Function, args: Any, kwargs: Any, change: Callable[[Any], Any]) -> Any:
+    """Return what a function makes of changed inputs."""
+    if getattr(func, "__name__", "") == "__get__":
+        # A property such as the shape or the dtype: no reason to copy the tensor.
+        found = func(*args)
+        if not isinstance(found, Tensor):
+            return found
+    given, named = tree_map(change, (args, kwargs or {}))
+    return func(*given, **named)

@@ -27,6 +27,9 @@ every_form = pytest.mark.parametrize("form", [*INSTRUCTIONS, "numpy"])
 EPSILON = float(np.finfo(np.float32).eps)
 
 
+HEADS = np.zeros((2, 6, 3, 8), np.float32)
+
+
 def attend_as(form: str) -> Attend:
     """Return attention with one set of instructions, or in numpy."""
     if form == "numpy":
@@ -237,6 +240,59 @@ def test_exp2(form: str) -> None:
     assert np.array_equal(_native.attention_exp2(ends, form), wanted, equal_nan=True)
 
 
+@every_form
+@pytest.mark.parametrize("layout", ["dense", "packed", "heads first"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_heads_attend_by_themselves_wherever_they_lie(
+    form: str, layout: str, with_bias: bool
+) -> None:
+    batch, heads, queries, keys, depth = 2, 3, 37, 150, 24
+    rng = np.random.default_rng(7)
+    packed = rng.normal(size=(batch, keys, 3, heads, depth)).astype(np.float32)
+    query, key, value = (packed[:, :, part] for part in range(3))
+    query = query[:, :queries]
+    if layout == "dense":
+        query, key, value = (np.ascontiguousarray(part) for part in (query, key, value))
+    elif layout == "heads first":
+        query, key, value = (
+            np.ascontiguousarray(part.swapaxes(1, 2)).swapaxes(1, 2) for part in (query, key, value)
+        )
+    bias = rng.normal(size=(batch, keys)).astype(np.float32) if with_bias else None
+    if bias is not None:
+        bias[:, 5:60:7] = -1e9
+    got = attend_as(form)(query, key, value, bias)
+    assert got.shape == (batch, queries, heads, depth) and got.flags.c_contiguous
+    for head in range(heads):
+        alone = [np.ascontiguousarray(part[:, :, head]) for part in (query, key, value)]
+        assert np.abs(got[:, :, head] - exact(*alone, bias)).max() < 1e-5
+        # The same arithmetic in the same order: not a bit differs.
+        np.testing.assert_array_equal(got[:, :, head], attend_as(form)(*alone, bias))
+
+
+@every_form
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"key": HEADS[..., ::2]}, ValueError, "key must have rows without gaps; pass numpy."),
+        ({"query": HEADS.astype(np.float64)}, TypeError, "query must be float32, not float64"),
+        ({"value": HEADS[:, :, :1]}, ValueError, "of equally many objects"),
+        ({"value": HEADS[:1]}, ValueError, "of equally many objects"),
+        ({"query": HEADS[..., :4]}, ValueError, "equally deep, not 4 and 8"),
+        ({"value": HEADS[:, :4]}, ValueError, "equally many, not 6 and 4"),
+        ({"key": HEADS[:, :0]}, ValueError, "size of 0|equally many"),
+        ({"bias": np.zeros((2, 5), np.float32)}, ValueError, r"bias must have shape \(2, 6\)"),
+        ({"value": HEADS[0]}, ValueError, "dimensions"),
+    ],
+)
+def test_bad_arrays_with_heads(
+    form: str, change: dict[str, np.ndarray], error: type[Exception], message: str
+) -> None:
+    inputs = {"query": HEADS, "key": HEADS, "value": HEADS, "bias": None, **change}
+    with pytest.raises(error, match=message) as caught:
+        attend_as(form)(*inputs.values())
+    assert "\n" not in str(caught.value)
+
+
 def test_blocks_of_numpy_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(2, 30, 50, 16, 8)
     whole = host.stand_in(*inputs)
@@ -338,7 +394,7 @@ def test_odd_shapes_never_crash(data: st.DataObject) -> None:
     except (TypeError, ValueError) as error:
         assert "\n" not in str(error)
     else:
-        assert got.shape == (*arrays[0].shape[:2], arrays[2].shape[2]) and not got.any()
+        assert got.shape == (*arrays[0].shape[:-1], arrays[2].shape[-1]) and not got.any()
 
 
 def test_the_benchmark_compares_like_with_like() -> None:

@@ -17,10 +17,11 @@ from vkrt.errors import BackendError, CheckpointError, UnknownModelError
 from vkrt.export.cache import find_bundle
 from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
-from vkrt.loading_sd35 import Paths, load_generator
+from vkrt.loading_sd35 import Paths, bundled_generator, load_generator
+from vkrt.manifest import SAM2, SD35, read_manifest
 from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
 from vkrt.stage import Stage
-from vkrt.weights.family import find_sd35, holds_sd35
+from vkrt.weights.family import CUSTOM, find_sd35, holds_sd35
 from vkrt.weights.fingerprint import fingerprint
 
 __all__ = ["export_model", "load"]
@@ -49,7 +50,7 @@ def load(
     Args:
         model: a catalog name ("sam2.1-tiny"), hub id or upstream config path; or the path of a
             checkpoint, whose model is then recognised from its tensors; or the folder of a bundle
-            that `vkrt export` wrote, which needs no torch.
+            that `vkrt export` wrote, of either family, which needs no torch.
         checkpoint: an official .pt, a .safetensors file, a transformers folder or a bundle; None
             takes the packaged weights, or those that `vkrt pull` fetched.
         backend: "eager" runs PyTorch, "onnx" ONNX Runtime, "openvino" OpenVINO; for these two a
@@ -82,6 +83,10 @@ def load(
     if makes_pictures:
         options = Options(**settings, memory_limit=memory_limit)
         source = Path(model) if sd35 is None and checkpoint is None else as_path(checkpoint)
+        if source is not None and is_bundle(source):
+            bundle = read_bundle(source)
+            check_pictures(bundle, sd35, options, precision)
+            return bundled_generator(bundle, options, tokenizers)
         return load_generator(sd35, source, options, precision, encoders, tokenizers, control_model)
     options = Options(**settings, precision=precision, embedding_cache_bytes=embedding_cache_bytes)
     name, source = resolve(model, checkpoint)
@@ -113,6 +118,8 @@ def of_sd35(
     name = find_sd35(os.fspath(model))
     if name is not None or checkpoint is not None:
         return name is not None, name
+    if is_bundle(model):
+        return read_manifest(Path(model)).header.family == SD35, None
     return holds_sd35(model), None
 
 
@@ -242,10 +249,14 @@ def check_wanted(
     """Refuse a bundle that is not what the caller asked for.
 
     Raises:
-        CheckpointError: it is of another model or input size.
+        CheckpointError: it is of another family, model or input size.
         BackendError: it can't run on that backend or at that precision.
     """
     held, folder = bundle.header, bundle.folder
+    if held.family != SAM2:
+        raise CheckpointError(
+            f"{folder} holds {held.model}, which segments nothing: load it without another name"
+        )
     if name is not None and catalog.find(name).name != held.model:
         raise CheckpointError(f"{folder} holds {held.model}, but {name} was asked for")
     if image_size not in (None, held.image_size):
@@ -253,14 +264,41 @@ def check_wanted(
             f"{folder} takes pictures of {held.image_size} pixels, not {image_size}: "
             f"export it with --image-size {image_size}"
         )
-    if options.backend != "auto" and not backends.runs_bundles(options.backend):
+    check_runs(bundle, options.backend, options.precision)
+
+
+def check_pictures(
+    bundle: Bundle, name: str | None, options: Options, precision: str | Mapping[str, str]
+) -> None:
+    """Refuse a bundle that does not make the pictures that the caller asked for.
+
+    Raises:
+        CheckpointError: it is of another family or model.
+        BackendError: it can't run on that backend or at that precision.
+    """
+    held, folder = bundle.header, bundle.folder
+    if held.family != SD35:
+        raise CheckpointError(f"{folder} holds {held.model}, which makes no pictures")
+    if name not in (None, CUSTOM, held.model):
+        raise CheckpointError(f"{folder} holds {held.model}, but {name} was asked for")
+    check_runs(bundle, options.backend, precision)
+
+
+def check_runs(bundle: Bundle, backend: str, precision: str | Mapping[str, str]) -> None:
+    """Refuse a bundle on a backend or at a precision that is not its own.
+
+    Raises:
+        BackendError: says what to take.
+    """
+    held, folder = bundle.header, bundle.folder
+    if backend != "auto" and not backends.runs_bundles(backend):
         raise BackendError(
-            f"{folder} is a bundle, which {options.backend} can't run; "
+            f"{folder} is a bundle, which {backend} can't run; "
             'give its checkpoint, or backend="onnx"'
         )
-    if options.precision not in ("auto", held.precision):
+    if precision not in ("auto", held.precision):
         raise BackendError(
-            f"{folder} holds {held.precision} weights, not {options.precision}; "
+            f"{folder} holds {held.precision} weights, not {precision}; "
             'take precision="auto" or export it again'
         )
 

@@ -1,4 +1,4 @@
-"""From the weights of Stable Diffusion 3.5 to an engine that makes pictures."""
+"""From the weights of Stable Diffusion 3.5, or a bundle, to an engine that makes pictures."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vkrt import backends
-from vkrt.backends.policy import StageBackends, parse_policy
-from vkrt.engines.budget import Budget
+from vkrt.backends.policy import Policy, StageBackends, parse_policy
+from vkrt.engines.budget import ALWAYS, Budget
 from vkrt.engines.sd35 import Generator
 from vkrt.errors import BackendError, CheckpointError
+from vkrt.manifest import GET_AGAIN
 from vkrt.media.text import Tokenizers
+from vkrt.models.sd35.config import ControlNetConfig, Sd35Config
+from vkrt.models.sd35.record import from_record
 from vkrt.options import Options
 
 if TYPE_CHECKING:
+    from vkrt.bundle import Bundle
     from vkrt.weights.sd35 import Sd35Weights
     from vkrt.weights.sd35_stages import LazyStages
 
-__all__ = ["Paths", "load_generator"]
+__all__ = ["Paths", "bundled_generator", "load_generator"]
 
 Paths = Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]
 
@@ -107,3 +111,64 @@ def budget_of(
         streams=backends_of.device != "cpu",
         control=weights.controlnet,
     )
+
+
+def bundled_generator(
+    bundle: Bundle, options: Options, tokenizers: Paths | None = None
+) -> Generator:
+    """Return the engine of a bundle; each stage is opened when it is needed, without torch.
+
+    Args:
+        bundle: of this family.
+        options: backend, device, threads, memory limit; precision is that of the bundle.
+        tokenizers: their folder; None takes those of the bundle.
+
+    Raises:
+        CheckpointError: it lacks a stage, or its settings are damaged.
+        BackendError: no backend can run it here.
+    """
+    for name in (*ALWAYS, "mmdit"):
+        bundle.stages[name]
+    settings = bundle.header.settings
+    try:
+        config = from_record(Sd35Config, settings["config"])
+        control = settings["controlnet"]
+        budget = Budget(
+            weights={name: int(settings["weights"][name]) for name in bundle.stages},
+            limit=options.memory_limit,
+            control=None if control is None else from_record(ControlNetConfig, control),
+        )
+        files = {part: bundle.folder / bundled(bundle, n) for part, n in named(settings).items()}
+        kind = str(settings["control_kind"])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{bundle.folder} has damaged settings ({what:.200}): {GET_AGAIN}"
+        ) from None
+    runner = replace(options, backend=backends.bundle_runner(options.backend))
+    return Generator(
+        bundle.header.model,
+        config,
+        # Of stages that are not there the engine says best what lacks.
+        dict(bundle.stages),
+        StageBackends(runner, Policy()),
+        Tokenizers(files if tokenizers is None else tokenizers),
+        budget=budget,
+        control_kind=kind,
+    )
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name of each tokenizer's file."""
+    return dict(settings["tokenizers"])
+
+
+def bundled(bundle: Bundle, name: str) -> str:
+    """Return the name of a file whose digest was verified.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if name not in bundle.bytes:
+        raise ValueError(f"{name!r:.80} is no file of it")
+    return name

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vkrt.kernels.host_attention.tensors import can_take, take_heads
+
 __all__ = ["attention"]
 
 
@@ -24,6 +26,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return traced(query, key, value)
+    if can_take(query, key, value):
+        return take_heads(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
 

@@ -28,21 +28,23 @@ def attend(
     """Return softmax(query key' / sqrt(D) + bias) value.
 
     A key whose bias is MASKED or less is left out: neither it nor its value is read, and a query
-    without any other key gets 0. All arrays are float32, contiguous and not empty.
+    without any other key gets 0. All arrays are float32, contiguous and not empty. With heads, of
+    which each attends by itself, arrays have an axis H in front of the last, and of their strides
+    only the last has to be that of one number.
 
     Args:
-        query: (N, Q, D).
-        key: (N, K, D).
-        value: (N, K, V).
+        query: (N, Q, D) or (N, Q, H, D).
+        key: (N, K, D) or (N, K, H, D).
+        value: (N, K, V) or (N, K, H, V).
         bias: (N, K), added to the logits of every query; None adds nothing.
         threads: CPU threads; None is one per core, up to 8. The result does not depend on it.
 
     Returns:
-        (N, Q, V) float32.
+        (N, Q, V) or (N, Q, H, V) float32.
 
     Raises:
         TypeError: an array is not float32.
-        ValueError: an array is not contiguous, is empty, or its shape does not fit the others.
+        ValueError: an array has gaps where it may not, is empty, or does not fit the others.
     """
     return _attention(query, key, value, bias, threads or 0)
 
@@ -55,6 +57,8 @@ def stand_in(
     threads: int = 0,
 ) -> np.ndarray:
     """Compute attend in numpy, some queries at a time; `threads` is taken and ignored."""
+    if query.ndim == key.ndim == value.ndim == 4:
+        return beside(query, key, value, bias)
     check(query, key, value, bias)
     result = np.zeros((*query.shape[:2], value.shape[2]), np.float32)
     scale = np.float32(query.shape[2] ** -0.5)
@@ -71,6 +75,25 @@ def stand_in(
             np.exp(weights, out=weights)
             out[some] = weights @ values / weights.sum(axis=1, keepdims=True)
     return result
+
+
+def beside(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
+    """Compute attend for arrays with heads."""
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
+            raise ValueError(
+                f"{name} must have rows without gaps; pass numpy.ascontiguousarray of it"
+            )
+    if not query.shape[2] == key.shape[2] == value.shape[2]:
+        raise ValueError("query, key and value must be of equally many objects")
+    heads = range(query.shape[2])
+    each = [
+        stand_in(*(np.ascontiguousarray(a[:, :, head]) for a in (query, key, value)), bias)
+        for head in heads
+    ]
+    return np.stack(each, axis=2)
 
 
 def seen(

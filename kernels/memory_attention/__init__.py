@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vkrt.kernels import host_attention
+from vkrt.kernels.host_attention.tensors import can_take, take
 from vkrt.kernels.memory_attention.reference import attend
 
 __all__ = ["memory_attention"]
@@ -42,11 +42,8 @@ def memory_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) ->
         raise ValueError(f"every key must have a value and a bias: {shapes}")
     if torch.compiler.is_exporting():
         return traced(query, key, value, bias)
-    if on_host(*inputs.values()):
-        queries, keys, values, biases = (t.contiguous().numpy() for t in inputs.values())
-        threads = torch.get_num_threads()
-        read = host_attention.attend(queries, keys, values, bias=biases, threads=threads)
-        return torch.from_numpy(read)
+    if can_take(*inputs.values()):
+        return take(query, key, value, bias)
     return attend(query, key, value, bias)
 
 
@@ -59,16 +56,3 @@ def traced(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 @traced.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return query.new_empty(*query.shape[:2], value.shape[2])
-
-
-def on_host(*tensors: Tensor) -> bool:
-    """Tell whether the C++ can take over: float32 on the CPU, neither traced nor learning."""
-    if torch.compiler.is_compiling() or not host_attention.IS_NATIVE:
-        return False
-    return all(
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and tensor.numel() > 0
-        and not (tensor.requires_grad and torch.is_grad_enabled())
-        for tensor in tensors
-    )
