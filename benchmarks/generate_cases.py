@@ -137,7 +137,7 @@ def enter_step(setting: Setting) -> dict[str, Entrant]:
     config, inputs = setting.config, setting.inputs()
     before = [random_stage(name, config) for name in ("conditioning", "positions")]
     backend = setting.backends()("mmdit")
-    conditioned = OursConditioning(*before, config.mmdit, backend).condition(inputs)
+    conditioned = OursConditioning(before, config.mmdit, backend).condition(inputs)
     work = flops_of(
         "mmdit", config, batch=1, patches=len(conditioned.positions), length=setting.tokens
     )
@@ -162,7 +162,7 @@ def enter_conditioning(setting: Setting) -> dict[str, Entrant]:
         return {}
     config, inputs = setting.config, setting.inputs()
     stages = [random_stage(name, config) for name in ("conditioning", "positions")]
-    ours = OursConditioning(*stages, config.mmdit, setting.backends()("conditioning"))
+    ours = OursConditioning(stages, config.mmdit, setting.backends()("conditioning"))
     timesteps = np.linspace(1000, 10, STEPS, dtype=np.float32)
     work = flops_of("conditioning", config, steps=STEPS, batch=1, length=setting.tokens)
     return {"vkrt": Entrant("eager", "fp32", work, lambda: ours.tables(inputs, timesteps)[0])}

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,23 +22,21 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from tokenizers.pre_tokenizers import ByteLevel
 
 import vkrt
 from benchmarks.machine import ROOT, commit, describe_machine, today
-from benchmarks.random_sd35 import NoRoomError, write_checkpoint
+from benchmarks.random_sd35 import NoRoomError, write_checkpoint, write_vocabulary
 from benchmarks.results import PLAN_MEMORY, PlanRow, append_rows, check_columns
 from benchmarks.rss import forget_peak, peak_rss_mib, rss_mib
 from vkrt import VkrtError
 from vkrt.cli.generate_options import parse_size
 from vkrt.engines.sd35 import Generator
 from vkrt.engines.watch import StepInfo
-from vkrt.media.tokenizer_files import CLIP_END, CLIP_START, WORD_END
 from vkrt.models.sd35.known import KNOWN
 from vkrt.weights.sd35 import open_sd35
 from vkrt.weights.sd35_fit import PARTS_OF
 
-__all__ = ["BARS", "Task", "judge", "main", "watch", "write_vocabulary"]
+__all__ = ["BARS", "Task", "judge", "main", "watch"]
 
 MIB = 1024**2
 # What vkrt.load and the first call import besides: their memory is not the model's.
@@ -133,11 +131,12 @@ def generate(task: Task) -> dict[str, Any]:
         if info.step == info.steps:
             peaks.note(STEPS)
 
-    size = {"width": task.width, "height": task.height, "steps": task.steps}
+    width, height, count = task.width, task.height, task.steps
     for call in range(task.calls):
-        model.generate(f"a house by the sea, {call}", seed=call, on_step=follow, **size)
+        prompt = f"a house by the sea, {call}"
+        model.generate(prompt, width=width, height=height, steps=count, seed=call, on_step=follow)
         peaks.note(DECODE)
-    plan = model.plan(**size)
+    plan = model.plan(width, height, steps=count)
     steps = max(phase.peak for name, phase in plan.phases.items() if name != "decode")
     foreseen = {"generate": plan.peak, STEPS: steps, DECODE: plan.phases["decode"].peak}
     found = {"generate": max(peaks.found.values()), **peaks.found}
@@ -164,20 +163,6 @@ def answer(peaks: Peaks, found: dict[str, float], foreseen: dict[str, int]) -> d
 
 
 WATCHED = {"generate": generate, "load": load}
-
-
-def write_vocabulary(folder: Path, size: int) -> None:
-    """Write a tokenizer of CLIP with so many tokens that reads letters one by one.
-
-    Its two special tokens come last, as CLIP's do; those between the letters and them are unused.
-    """
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + WORD_END for letter in letters)]
-    tokens += [f"<unused{index}>" for index in range(size - len(tokens) - 2)]
-    tokens += [CLIP_START, CLIP_END]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
 
 def run_apart(task: Task) -> dict[str, Any]:
@@ -281,10 +266,19 @@ def main(
             check_columns(PLAN_MEMORY, PlanRow)
         with folder_of(keep) as folder:
             file, words = str(prepare(folder, model)), str(folder)
-            common = {**side, "steps": steps, "calls": calls, "threads": threads}
-            for case, each in (*(("load", dtype) for dtype in LOADED), ("generate", precision)):
-                task = Task(case, file, words, each, **common)
-                rows += judge(model, task, run_apart(task))
+            task = Task(
+                "generate",
+                file,
+                words,
+                precision,
+                steps=steps,
+                calls=calls,
+                threads=threads,
+                **side,
+            )
+            loads = [replace(task, case="load", precision=each) for each in LOADED]
+            for each in (*loads, task):
+                rows += judge(model, each, run_apart(each))
     except (NoRoomError, OSError, ValueError, VkrtError) as error:
         print(f"benchmarks.plan_memory: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -16,8 +16,10 @@ from zlib import crc32
 
 import torch
 import typer
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
+from vkrt.media.tokenizer_files import CLIP_END, CLIP_START, WORD_END
 from vkrt.models.sd35.config import Sd35Config
 from vkrt.models.sd35.known import KNOWN
 from vkrt.weights.sd35 import DTYPES
@@ -25,7 +27,15 @@ from vkrt.weights.sd35_fit import PARTS_OF
 from vkrt.weights.sd35_modules import build_part, shapes_of_part
 from vkrt.weights.sd35_sources import LEFT_OUT, PREFIXES
 
-__all__ = ["COMPONENTS", "NoRoomError", "draw", "file_shapes", "random_part", "write_checkpoint"]
+__all__ = [
+    "COMPONENTS",
+    "NoRoomError",
+    "draw",
+    "file_shapes",
+    "random_part",
+    "write_checkpoint",
+    "write_vocabulary",
+]
 
 # Of an all-in-one file that reads prompts by CLIP alone.
 COMPONENTS = ("transformer", "clip_l", "clip_g", "vae")
@@ -129,6 +139,20 @@ def header_of(shapes: Shapes, precision: str) -> bytes:
     text = json.dumps(fields).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_vocabulary(folder: Path, size: int) -> None:
+    """Write a tokenizer of CLIP with so many tokens that reads letters one by one.
+
+    Its two special tokens come last, as CLIP's do; those between the letters and them are unused.
+    """
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + WORD_END for letter in letters)]
+    tokens += [f"<unused{index}>" for index in range(size - len(tokens) - 2)]
+    tokens += [CLIP_START, CLIP_END]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
 
 def main(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,17 @@ class Cut:
 class Order:
     """Say in which round each node of a graph runs: first a piece, then the marks it leads to.
 
-    A node runs as late as it can, so that what passes from piece to piece is little.
+    A node runs as late as it can, so that what passes from piece to piece is little. What is
+    computed of weights alone has no round: each piece computes what it needs of it.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.nodes = list(graph)
+        fixed: set[ir.Node] = set()
+        for node in graph:
+            if all(is_fixed(value, fixed) for value in node.inputs):
+                fixed.add(node)
+        self.fixed = fixed
+        self.nodes = [node for node in graph if node not in fixed]
         self.round: dict[ir.Node, int] = {}
         self._place_marks()
         self.last = max(self.round.values()) + 1
@@ -44,7 +50,7 @@ class Order:
         for node in self.nodes:
             makers = [made_by(value) for value in node.inputs]
             earliest[node] = max(
-                (earliest[maker] + is_mark(maker) for maker in makers if maker is not None),
+                (earliest[maker] + is_mark(maker) for maker in makers if maker in earliest),
                 default=0,
             )
             if is_mark(node):
@@ -70,7 +76,7 @@ def cut_at_marks(model: ir.Model, path: Path) -> Cut | None:
     for number in range(order.last + 1):
         plain, marks = order.of(number)
         if plain:
-            inputs, outputs = read_by(plain), made_for_others(plain)
+            inputs, outputs = read_by(plain, order.fixed), made_for_others(plain)
             part = ir.convenience.extract(graph, inputs, outputs)
             forget_symbols(part)
             place = path.with_suffix(f".{number}{path.suffix}")
@@ -87,12 +93,17 @@ def made_by(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def read_by(nodes: Sequence[ir.Node]) -> list[ir.Value]:
-    """Return what nodes read that none of them makes; constants are their own."""
+def is_fixed(value: ir.Value | None, fixed: Collection[ir.Node]) -> bool:
+    """Tell whether a value is a constant, or made by nodes that read nothing else."""
+    return value is None or value.is_initializer() or made_by(value) in fixed
+
+
+def read_by(nodes: Sequence[ir.Node], fixed: Collection[ir.Node]) -> list[ir.Value]:
+    """Return what nodes read that none of them makes; what is fixed is their own."""
     own = set(nodes)
-    read = [value for node in nodes for value in node.inputs if value is not None]
-    outside = [v for v in read if made_by(v) not in own and not v.is_initializer()]
-    return list(dict.fromkeys(outside))
+    read = [value for node in nodes for value in node.inputs]
+    outside = [v for v in read if made_by(v) not in own and not is_fixed(v, fixed)]
+    return [value for value in dict.fromkeys(outside) if value is not None]
 
 
 def made_for_others(nodes: Sequence[ir.Node]) -> list[ir.Value]:

@@ -38,8 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "catalog": {"errors", "models.sam2.config", "models.sd35.config", "models.sd35.known"},
     "_native": set(),
-    "kernels": {"_native", "kernels.host_attention"},
+    "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
+    "kernels.host_attention.tensors": {"kernels.host_attention"},
     "media": {"errors", "_native"},
     "models": {
         "kernels",
@@ -76,8 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", "steps", ""} - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
-    "loading_sd35": BELOW_LOADING,
-    "loading": BELOW_LOADING | {"bundle", "export", "loading_sd35"},
+    "loading_sd35": BELOW_LOADING | {"bundle", "manifest"},
+    "loading": BELOW_LOADING | {"bundle", "export", "loading_sd35", "manifest"},
     "": {*PLAIN, "loading", "engines"},
     **{
         part: {*BELOW_LOADING, "bundle", "export", "loading", ""}

@@ -29,8 +29,15 @@ from benchmarks.generate_cases import (
 )
 from benchmarks.peers.diffusers_sd35 import DiffusersDecode, DiffusersStep
 from benchmarks.peers.ours_sd35 import OursConditioning, StepInputs
-from benchmarks.plan_memory import Task, run_apart, watch, write_vocabulary
-from benchmarks.random_sd35 import NoRoomError, draw, file_shapes, random_part, write_checkpoint
+from benchmarks.plan_memory import Task, run_apart, watch
+from benchmarks.random_sd35 import (
+    NoRoomError,
+    draw,
+    file_shapes,
+    random_part,
+    write_checkpoint,
+    write_vocabulary,
+)
 from benchmarks.results import GenerateRow, append_rows, read_rows
 from benchmarks.rss import rss_mib
 from vkrt.media.text import Tokenizers
@@ -158,7 +165,7 @@ def test_diffusers_has_no_weights_of_its_own_but_the_exchanged_ones() -> None:
 def test_our_step_does_not_copy_the_shared_weights() -> None:
     stages = [random_stage(name, TINY) for name in ("conditioning", "positions")]
     before = [storages(stage.module) for stage in stages]
-    OursConditioning(*stages, TINY.mmdit, setting().backends()("conditioning"))
+    OursConditioning(stages, TINY.mmdit, setting().backends()("conditioning"))
     assert [storages(stage.module) for stage in stages] == before
 
 

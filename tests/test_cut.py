@@ -19,7 +19,7 @@ from vkrt import backends
 from vkrt.backends import cut as cut_backend
 from vkrt.bundle import building, read_bundle
 from vkrt.errors import BackendError, CheckpointError
-from vkrt.export import marks
+from vkrt.export import half, marks
 from vkrt.export.check import check_stage, refuse_failures
 from vkrt.export.to_onnx import stage_to_onnx
 from vkrt.kernels.memory_attention import memory_attention
@@ -94,6 +94,18 @@ def test_steps_and_whole_pass_the_check_of_an_export(cut_stage: Stage) -> None:
     assert [len(s.inputs) for s in steps if isinstance(s, Attention)] == [3, 3, 4]
     for file in (cut_stage.module, cut_stage.module.path):
         refuse_failures(check_stage(blocks(), file))
+
+
+def test_pieces_of_fp16_widen_their_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "PAIRS_AT_ONCE", TOKENS * TOKENS // 2)
+    monkeypatch.setattr(half, "LEAST_VALUES", 16)
+    made = stage_to_onnx(blocks(), tmp_path / "blocks.onnx", "fp16", may_cut=True)
+    assert isinstance(made, CutFile)
+    refuse_failures(check_stage(blocks(), made, "fp16"))
+    asked = {name for step in made.steps for name in step.inputs}
+    assert not [name for name in asked if "weight" in name or "bias_" in name]
 
 
 def test_the_whole_has_operators_that_every_runtime_knows(cut_stage: Stage) -> None:

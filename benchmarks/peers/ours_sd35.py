@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,21 +65,23 @@ class Conditioned:
 
 
 class OursConditioning:
-    """Run the stages before the steps: conditioning and positions."""
+    """Run the stages before the steps: conditioning and positions, in this order."""
 
-    def __init__(
-        self, conditioning: Stage, positions: Stage, config: MmditConfig, backend: Backend
-    ) -> None:
+    def __init__(self, stages: Sequence[Stage], config: MmditConfig, backend: Backend) -> None:
         self._config = config
         self._backend = backend
+        conditioning, positions = stages
         self._conditioning = backend.prepare(conditioning)
         self._positions = backend.prepare(positions)
 
     def tables(
         self, inputs: StepInputs, timesteps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return modulations (steps, 1, M) and context (1, L, D), of the inputs' one step or of
-        other timesteps (steps,).
+        """Return modulations (steps, 1, M) and embedded context (1, L, D).
+
+        Args:
+            inputs: of the forward.
+            timesteps: (steps,); None is the one of the inputs.
         """
         asked = inputs.timesteps if timesteps is None else timesteps
         arrays = (self._backend.from_host(a) for a in (asked, inputs.pooled, inputs.context))
