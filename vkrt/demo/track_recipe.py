@@ -29,6 +29,8 @@ class TrackRecipe:
         trust_until: share of the steps in which it is not the model that says whether an object
             was there, when that is remembered.
         fresh: begin with new memory modules, for weights that know pictures alone.
+        averaged: begin with the mean of all weights so far, those that know pictures alone among
+            them as far as they go: between them lie weights that are good at both.
         muon: move the matrices by Muon, the rest by AdamW; without it, all by AdamW.
         ema: decay of the averaged weights, which are the ones kept.
     """
@@ -50,6 +52,7 @@ class TrackRecipe:
     encoder_from: float = 0.3
     trust_until: float = 0.15
     fresh: bool = False
+    averaged: bool = False
     weight_decay: float = 0.05
     warmup: float = 0.03
     muon: bool = True
@@ -71,5 +74,21 @@ PARTS = (
         encoder_from=0.0,
         trust_until=0.0,
         seed=1,
+    ),
+    # What pictures need stays as it is from here on.
+    TrackRecipe(
+        image_size=512,
+        steps=200,
+        clips=1,
+        scenes=0,
+        frames=(6, 10),
+        stride=3,
+        learning_rate=6e-4,
+        decoder_share=0.0,
+        encoder_share=0.0,
+        encoder_from=1.0,
+        trust_until=0.0,
+        averaged=True,
+        seed=2,
     ),
 )

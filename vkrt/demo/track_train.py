@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,7 @@ from vkrt.demo.track_rounds import FIGURES, Lesson, clip_loss
 from vkrt.demo.track_start import prepare_memory
 from vkrt.demo.train import FIRST_TRAINING_SEED, MIN_AREA, SEEDS_A_RUN, Recipe, batches
 from vkrt.models.sam2.model import Sam2
+from vkrt.weights.hub import pull
 from vkrt.weights.sam2 import load_sam2
 
 __all__ = ["train_tracking"]
@@ -261,14 +262,31 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes that draw clips, and scenes.")] = 1,
 ) -> None:
     """Teach sam2.1-nano to track: OUT/part-1 and on, each with its weights as safetensors."""
-    previous = start_from or catalog.find(PARTS[0].model).packaged
+    known = [start_from or pull(catalog.find(PARTS[0].model), offline=True)]
     for number, recipe in enumerate(PARTS, start=1):
         folder = out / f"part-{number}"
         weights = folder / f"{recipe.model}.safetensors"
         if part in (None, number):
             print(asdict(recipe), flush=True)
-            save_weights(train_tracking(recipe, folder, workers, start_from=previous), weights)
-        previous = weights
+            first = known[-1]
+            if recipe.averaged:
+                first = folder / "mean.safetensors"
+                folder.mkdir(parents=True, exist_ok=True)
+                save_weights(mean_of(known, recipe.model), first)
+            save_weights(train_tracking(recipe, folder, workers, start_from=first), weights)
+        known.append(weights)
+
+
+def mean_of(known: Sequence[Path], name: str) -> Sam2:
+    """Return the mean of weights; what is of tracking is not taken from the first."""
+    models = [load_sam2(path, name)[1] for path in known]
+    states = [model.state_dict() for model in models]
+    averaged = {
+        key: torch.stack([state[key] for state in states[is_of_tracking(key) :]]).mean(0)
+        for key in states[0]
+    }
+    models[0].load_state_dict(averaged)
+    return models[0]
 
 
 if __name__ == "__main__":
