@@ -9,7 +9,7 @@ import torch
 from onnxscript import opset20 as op
 
 # These define torch.ops.vkrt.
-import vkrt.kernels.attention  # noqa: F401
+import vkrt.kernels.attention
 import vkrt.kernels.memory_attention  # noqa: F401
 from vkrt.export.marks import MARK, parts_of
 

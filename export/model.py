@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vkrt import __version__
 from vkrt.manifest import Header
 from vkrt.media.image import MEAN, STD
+from vkrt.media.tokenizer_files import locate
 from vkrt.weights.fingerprint import fingerprint
 
-__all__ = ["PRECISIONS", "PREPROCESSING", "export_weights"]
+__all__ = [
+    "PRECISIONS",
+    "PREPROCESSING",
+    "SD35_PRECISIONS",
+    "export_pictures",
+    "export_weights",
+]
 
 PRECISIONS = ("fp32", "fp16", "int8")
+SD35_PRECISIONS = ("fp32", "fp16")
 # How a photo becomes the input of the first stage, as a manifest states it.
 PREPROCESSING = {
     "mean": list(MEAN),
@@ -57,3 +66,34 @@ def export_weights(
     )
     stages = image_stages(module) if photos_only else all_stages(module)
     write_bundle(header, stages.values(), out, force, int8)
+
+
+def export_pictures(
+    name: str | None,
+    source: Path | None,
+    out: Path,
+    precision: str,
+    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    tokenizers: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str] | None = None,
+    control_model: str | os.PathLike[str] | None = None,
+    force: bool = True,
+) -> None:
+    """Write a checkpoint of Stable Diffusion 3.5 as a bundle.
+
+    The arguments are those of vkrt.loading.export_model.
+    """
+    from vkrt.export.sd35 import export_sd35
+
+    given = (
+        tokenizers if tokenizers is None or isinstance(tokenizers, Mapping) else locate(tokenizers)
+    )
+    export_sd35(
+        name,
+        source,
+        out,
+        precision,
+        force=force,
+        encoders={part: Path(path) for part, path in (encoders or {}).items()},
+        tokenizers=None if given is None else {part: Path(path) for part, path in given.items()},
+        controlnet=None if control_model is None else Path(control_model),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ from vkrt.models.sd35.stages import PARTS
 from vkrt.weights.sd35 import Sd35Weights, open_sd35
 from vkrt.weights.sd35_stages import LazyStages
 
-__all__ = ["PRECISIONS", "export_sd35"]
-
-PRECISIONS = ("fp32", "fp16")
+__all__ = ["export_sd35"]
 
 
 def export_sd35(
@@ -30,7 +28,6 @@ def export_sd35(
     encoders: Mapping[str, Path] | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     controlnet: Path | None = None,
-    started: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Write the stages whose weights are there, and the tokenizers, as a bundle.
 
@@ -44,7 +41,6 @@ def export_sd35(
         force: replace a bundle that is there.
         tokenizers: their folders or files, by "clip_l", "clip_g" and "t5"; None looks beside the
             weights.
-        started: gets the model's name once the weights are known to fit.
 
     Raises:
         CheckpointError: weights or a tokenizer are damaged or missing.
@@ -58,7 +54,6 @@ def export_sd35(
         weights.needed(part)
     given = weights.tokenizer_folders() if tokenizers is None else tokenizers
     found = find_tokenizers(given, with_t5="t5" in weights.parts)
-    started(weights.name)
     stages = LazyStages(weights, {})
     header = Header(
         vkrt=__version__,

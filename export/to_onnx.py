@@ -28,7 +28,7 @@ from vkrt.export.simplify import simplify
 from vkrt.stage import Stage
 from vkrt.steps import CutFile
 
-__all__ = ["OPSET", "stage_to_onnx"]
+__all__ = ["OPSET", "stage_to_onnx", "write_model"]
 
 OPSET = 20
 
@@ -43,7 +43,11 @@ class Foldable(Protocol):
 
 
 def stage_to_onnx(
-    stage: Stage, path: Path, precision: str = "fp32", may_cut: bool = False
+    stage: Stage,
+    path: Path,
+    precision: str = "fp32",
+    may_cut: bool = False,
+    draft: Path | None = None,
 ) -> Path | CutFile:
     """Write a stage as an .onnx file whose inputs and outputs have the ports' names and symbols.
 
@@ -56,6 +60,8 @@ def stage_to_onnx(
         precision: "fp32", or "fp16" to store large weights so; the arithmetic stays in fp32.
         may_cut: where there are attentions that kernels of our own compute faster, write the
             pieces around them as well.
+        draft: where to write, too, what `write_model` can make such files of once more; it shares
+            their weights and has to lie in their folder.
 
     Returns:
         the path, with the steps of the stage where it was cut.
@@ -68,14 +74,26 @@ def stage_to_onnx(
     strip_notes(model)
     if precision == "fp16":
         store_half(model)
+    return write_model(model, stage, path, may_cut, draft)
+
+
+def write_model(
+    model: ir.Model, stage: Stage, path: Path, may_cut: bool = False, draft: Path | None = None
+) -> Path | CutFile:
+    """Write the graph of a stage in which attentions are marks; it is changed.
+
+    The arguments and what is returned are those of stage_to_onnx.
+    """
+    kept = {} if draft is None else {draft: model.clone()}
     cut = cut_at_marks(model, path) if may_cut else None
     expand_marks(model)
     restore_symbols(model, stage)
-    if cut is None:
+    if cut is None and not kept:
         save_model(model, path)
         return path
-    save_sharing({path: model, **cut.pieces}, path.with_name(f"{path.name}.data"))
-    return CutFile(path, cut.steps)
+    pieces = {} if cut is None else cut.pieces
+    save_sharing({path: model, **pieces, **kept}, path.with_name(f"{path.name}.data"))
+    return path if cut is None else CutFile(path, cut.steps)
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -93,17 +111,12 @@ def translate(stage: Stage) -> ir.Model:
     """Return the ONNX model that torch makes of a stage."""
     sizes = traced_sizes(stage)
     arrays = random_inputs(stage, sizes, np.random.default_rng(0))
-    dims = {symbol: torch.export.Dim(symbol) for symbol in stage.symbols}
-    shapes = tuple(
-        {axis: dims[size] for axis, size in enumerate(port.shape) if size in dims}
-        for port in stage.inputs
-    )
     with quiet():
         try:
             program = torch.export.export(
                 stage.module.eval(),
                 tuple(map(torch.from_numpy, arrays)),
-                dynamic_shapes=shapes,
+                dynamic_shapes=varying(stage),
                 strict=False,
             )
             translated = torch.onnx.export(
@@ -114,13 +127,29 @@ def translate(stage: Stage) -> ir.Model:
                 input_names=[port.name for port in stage.inputs],
                 output_names=[port.name for port in stage.outputs],
                 verbose=False,
+                optimize=False,
             )
+            assert translated is not None
+            weights = [*translated.model.graph.initializers.values()]
+            translated.optimize()
         except Exception as error:
             # Dozens of kinds, from the tracer, the shape solver and the translation.
             reason = " ".join(str(error).split())
             raise BackendError(f"torch can't export {stage.name}: {reason:.300}") from error
-    assert translated is not None
-    return translated.model
+    model = translated.model.clone()
+    # What optimizes remembers nodes for good, and with them all weights that these lead to.
+    for value in (*weights, *translated.model.graph.initializers.values()):
+        value.const_value = None
+    return model
+
+
+def varying(stage: Stage) -> tuple[dict[int, Any], ...]:
+    """Return for each input which of its axes vary, as torch.export takes it."""
+    dims = {symbol: torch.export.Dim(symbol) for symbol in stage.symbols}
+    return tuple(
+        {axis: dims[size] for axis, size in enumerate(port.shape) if size in dims}
+        for port in stage.inputs
+    )
 
 
 @contextmanager

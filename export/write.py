@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -54,8 +55,9 @@ def write_bundle(
             expected[name] = expect(stage, precision)
             made = stage_to_onnx(stage, path, precision, may_cut=not quantized)
             written[name] = replace(stage, module=made)
-            # ONNX Runtime takes as much memory again.
+            # ONNX Runtime takes as much memory again, and what torch traced refers to itself.
             del stage
+            gc.collect()
             forms = [path] if made == path else [path, made]
             figures[name] = [figure for form in forms for figure in compare(expected[name], form)]
             refuse_failures(figures[name])

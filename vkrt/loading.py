@@ -16,7 +16,13 @@ from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError, CheckpointError, UnknownModelError
 from vkrt.export.cache import find_bundle
 from vkrt.export.int8.cpu import needs_reduced_range
-from vkrt.export.model import PRECISIONS, PREPROCESSING, export_weights
+from vkrt.export.model import (
+    PRECISIONS,
+    PREPROCESSING,
+    SD35_PRECISIONS,
+    export_pictures,
+    export_weights,
+)
 from vkrt.loading_sd35 import Paths, bundled_generator, load_generator
 from vkrt.manifest import SAM2, SD35, read_manifest
 from vkrt.options import EMBEDDING_CACHE_BYTES, Options, default_backend
@@ -84,10 +90,16 @@ def load(
         options = Options(**settings, memory_limit=memory_limit)
         source = Path(model) if sd35 is None and checkpoint is None else as_path(checkpoint)
         if source is not None and is_bundle(source):
+            if encoders or control_model is not None:
+                raise CheckpointError(
+                    f"{source} is a bundle, which holds all its weights: export it again with these"
+                )
             bundle = read_bundle(source)
             check_pictures(bundle, sd35, options, precision)
             return bundled_generator(bundle, options, tokenizers)
         return load_generator(sd35, source, options, precision, encoders, tokenizers, control_model)
+    if not isinstance(precision, str):
+        raise BackendError('a model that segments has one precision: give one, such as "fp32"')
     options = Options(**settings, precision=precision, embedding_cache_bytes=embedding_cache_bytes)
     name, source = resolve(model, checkpoint)
     if name is not None:
@@ -314,11 +326,14 @@ def export_model(
     photos_only: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     allow_loss: bool = False,
+    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    tokenizers: Paths | None = None,
+    control_model: str | os.PathLike[str] | None = None,
 ) -> Bundle:
     """Write a model as a bundle, which vkrt.load runs without torch.
 
     Args:
-        model, checkpoint, image_size: as in load.
+        model, checkpoint, image_size, encoders, control_model: as in load.
         out: the folder to make.
         precision: "fp32"; "fp16" for weights in half the bytes and arithmetic in fp32; or "int8"
             for an image encoder whose products are in 8-bit integers where that is faster on this
@@ -328,6 +343,7 @@ def export_model(
         calibration: a folder of photos like those that an int8 model is to see; their ranges
             count besides those of procedural scenes.
         allow_loss: write an int8 bundle that is as fast as can be, whatever its masks lose.
+        tokenizers: of a model that makes pictures, as in load; they go into the bundle.
 
     Raises:
         OutputError: the folder can't be made, or exists.
@@ -344,6 +360,18 @@ def export_model(
     if precision != "int8" and (calibration is not None or allow_loss):
         raise BackendError("calibration and allowed loss are of int8: add --precision int8")
     check_target(Path(out), force)
+    makes_pictures, sd35 = of_sd35(model, checkpoint)
+    if makes_pictures:
+        if image_size is not None or photos_only or precision not in SD35_PRECISIONS:
+            raise BackendError(
+                f"{model} makes pictures of any size: of these options it has only precision="
+                f"{' or '.join(SD35_PRECISIONS)}"
+            )
+        source = Path(model) if sd35 is None and checkpoint is None else as_path(checkpoint)
+        export_pictures(
+            sd35, source, Path(out), precision, encoders, tokenizers, control_model, force=force
+        )
+        return read_bundle(out)
     name, source = resolve(model, checkpoint)
     if name is not None:
         catalog.find(name, image_size)

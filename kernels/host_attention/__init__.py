@@ -88,11 +88,10 @@ def beside(
             )
     if not query.shape[2] == key.shape[2] == value.shape[2]:
         raise ValueError("query, key and value must be of equally many objects")
-    heads = range(query.shape[2])
-    each = [
-        stand_in(*(np.ascontiguousarray(a[:, :, head]) for a in (query, key, value)), bias)
-        for head in heads
-    ]
+    each = []
+    for head in range(query.shape[2]):
+        q, k, v = (np.ascontiguousarray(array[:, :, head]) for array in (query, key, value))
+        each.append(stand_in(q, k, v, bias))
     return np.stack(each, axis=2)
 
 

@@ -35,9 +35,9 @@ def take(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) 
     Returns:
         (N, Q, V)
     """
-    parts = (part.contiguous().numpy() for part in (query, key, value))
+    q, k, v = (part.contiguous().numpy() for part in (query, key, value))
     added = None if bias is None else bias.contiguous().numpy()
-    read = host_attention.attend(*parts, bias=added, threads=torch.get_num_threads())
+    read = host_attention.attend(q, k, v, added, torch.get_num_threads())
     return torch.from_numpy(read)
 
 
@@ -46,8 +46,8 @@ def take_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     Heads that are neighbours in memory, as a projection gives them, are read and written there.
     """
-    parts = (dense_rows(part.transpose(1, 2)).numpy() for part in (query, key, value))
-    read = host_attention.attend(*parts, threads=torch.get_num_threads())
+    q, k, v = (dense_rows(part.transpose(1, 2)).numpy() for part in (query, key, value))
+    read = host_attention.attend(q, k, v, threads=torch.get_num_threads())
     return torch.from_numpy(read).transpose(1, 2)
 
 

@@ -71,9 +71,9 @@ def attention(step: Attention, threads: int) -> RunPiece:
     def attend(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         query, key, value, *bias = (arrays[name] for name in step.inputs)
         # Heads are to the C++ what objects are: attentions beside one another.
-        parts = (stacked(part, 2) for part in (query, key, value))
+        q, k, v = (stacked(part, 2) for part in (query, key, value))
         added = stacked(bias[0], 1) if bias else None
-        found = host_attention.attend(*parts, bias=added, threads=threads)
+        found = host_attention.attend(q, k, v, added, threads)
         return {step.outputs[0]: found.reshape(*query.shape[:-1], value.shape[-1])}
 
     return attend

@@ -72,9 +72,7 @@ def lay_out(
     return given, made, sizes
 
 
-def as_ports(
-    stage: Stage, arrays: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], dict[str, int]]:
+def as_ports(stage: Stage, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], dict[str, int]]:
     """Return a call's inputs as the ports want them, and the sizes.
 
     Raises:

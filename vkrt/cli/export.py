@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vkrt.cli.generate_options import T5, ClipG, ClipL, ControlModel, TokenizerFolder, Vae
 from vkrt.cli.output import AsJson, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ Out = Annotated[Path, typer.Option(help="The folder to make; vkrt.load takes it.
 Precision = Annotated[
     str,
     typer.Option(
-        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder in 8-bit "
-        "integers where that is faster on this CPU and keeps the masks."
+        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder of SAM 2 in "
+        "8-bit integers where that is faster on this CPU and keeps the masks."
     ),
 ]
 ImageSize = Annotated[
@@ -69,6 +70,12 @@ def export(
     photos_only: PhotosOnly = False,
     calibration: Calibration = None,
     allow_loss: AllowLoss = False,
+    clip_l: ClipL = None,
+    clip_g: ClipG = None,
+    t5: T5 = None,
+    vae: Vae = None,
+    tokenizers: TokenizerFolder = None,
+    control_model: ControlModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a bundle: a folder that runs on ONNX Runtime, without torch.
@@ -78,6 +85,7 @@ def export(
     """
     from vkrt.loading import export_model
 
+    given = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5, "vae": vae}
     start = time.perf_counter()
     with progress(f"exporting {model}"):
         bundle = export_model(
@@ -90,6 +98,9 @@ def export(
             photos_only=photos_only,
             calibration=calibration,
             allow_loss=allow_loss,
+            encoders={part: path for part, path in given.items() if path is not None},
+            tokenizers=tokenizers,
+            control_model=control_model,
         )
     report = describe(bundle, time.perf_counter() - start)
     if as_json:
@@ -130,8 +141,9 @@ def show(report: dict[str, Any]) -> None:
     )
     if report["quantization"]:
         show_quantization(report["quantization"])
-    size = f"{report['model']} at {report['image_size']}, {report['precision']}"
-    print(f"{report['folder']}: {size}, {report['bytes'] / 1e6:.1f} MB, {report['seconds']} s")
+    side = f" at {report['image_size']}" if report["image_size"] else ""
+    what = f"{report['model']}{side}, {report['precision']}"
+    print(f"{report['folder']}: {what}, {report['bytes'] / 1e6:.1f} MB, {report['seconds']} s")
 
 
 def show_quantization(chosen: dict[str, Any]) -> None:

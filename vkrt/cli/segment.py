@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vkrt.cli.load_segmenter import load_segmenter
 from vkrt.cli.output import AsJson, print_json, print_table, progress
 from vkrt.cli.prompts import Prompts, mask_logits, parse_prompts
 from vkrt.cli.targets import Targets, plan, save_picture
@@ -129,12 +130,10 @@ def run(
     Returns:
         sam, result, order (the masks to keep, best first) and ms.
     """
-    import vkrt
-
     name, checkpoint, image_size = which
     ms: dict[str, float] = {}
     with progress(f"loading {name}"), timed(ms, "load"):
-        sam = vkrt.load(name, checkpoint=checkpoint, image_size=image_size, **settings)
+        sam = load_segmenter(name, checkpoint, image_size=image_size, **settings)
     earlier = None
     if mask is not None:
         earlier = mask_logits(mask, pixels.shape[:2], sam.config.mask_size)

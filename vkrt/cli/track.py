@@ -15,6 +15,7 @@ import typer
 
 from vkrt.cli.failures import one_line
 from vkrt.cli.frame_bar import counted
+from vkrt.cli.load_segmenter import load_segmenter
 from vkrt.cli.output import AsJson, print_json, progress
 from vkrt.cli.segment import Backend, Checkpoint, Device, ImageSize, ModelName, Precision, Threads
 from vkrt.cli.track_live import stoppable, track_live
@@ -201,10 +202,8 @@ def open_source(clip: Path | None, camera: str | None, on_error: str) -> Frames:
 
 def load(model: str, settings: dict[str, Any]) -> Segmenter:
     """Return the model."""
-    import vkrt
-
     with progress(f"loading {model}"):
-        return vkrt.load(model, **settings)
+        return load_segmenter(model, **settings)
 
 
 def run(

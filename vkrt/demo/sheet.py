@@ -41,7 +41,7 @@ def draw_tile(tile: Tile) -> Image.Image:
         tile.image,
         masks,
         points=tile.points,
-        boxes=tile.box,
+        boxes=None if tile.box is None else [tile.box],
     )
     canvas = Image.new("RGB", (TILE[0], TILE[1] + CAPTION), BACKGROUND)
     fitted = ImageOps.contain(picture, TILE, Image.Resampling.LANCZOS)

@@ -6,7 +6,7 @@ from torch import nn
 
 from vkrt.models.sd35.config import MmditConfig
 from vkrt.models.sd35.layout import mmdit_widths
-from vkrt.models.sd35.mmdit import ControlledDenoiser
+from vkrt.models.sd35.mmdit import ControlledDenoiser, Denoiser
 from vkrt.stage import Port, Stage
 
 __all__ = [
@@ -61,7 +61,7 @@ def mmdit_stage(module: nn.Module, config: MmditConfig) -> Stage:
     return Stage("mmdit", module, denoiser_inputs(config), (patches_port("velocity", config),))
 
 
-def controlled_stage(module: nn.Module, config: MmditConfig) -> Stage:
+def controlled_stage(module: Denoiser, config: MmditConfig) -> Stage:
     """Return the stage that does so led by the residuals of a ControlNet.
 
     Args:
