@@ -15,13 +15,11 @@ from vkrt.weights.fingerprint import fingerprint
 __all__ = [
     "PRECISIONS",
     "PREPROCESSING",
-    "SD35_PRECISIONS",
     "export_pictures",
     "export_weights",
 ]
 
 PRECISIONS = ("fp32", "fp16", "int8")
-SD35_PRECISIONS = ("fp32", "fp16")
 # How a photo becomes the input of the first stage, as a manifest states it.
 PREPROCESSING = {
     "mean": list(MEAN),
@@ -77,11 +75,13 @@ def export_pictures(
     tokenizers: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str] | None = None,
     control_model: str | os.PathLike[str] | None = None,
     force: bool = True,
+    allow_loss: bool = False,
 ) -> None:
     """Write a checkpoint of Stable Diffusion 3.5 as a bundle.
 
     The arguments are those of vkrt.loading.export_model.
     """
+    from vkrt.export.int8.recipe import Int8
     from vkrt.export.sd35 import export_sd35
 
     given = (
@@ -96,4 +96,5 @@ def export_pictures(
         encoders={part: Path(path) for part, path in (encoders or {}).items()},
         tokenizers=None if given is None else {part: Path(path) for part, path in given.items()},
         controlnet=None if control_model is None else Path(control_model),
+        int8=Int8(allow_loss=allow_loss),
     )

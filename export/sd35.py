@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vkrt import __version__
+from vkrt.export.int8.recipe import Int8
 from vkrt.export.sd35_tokenizers import find_tokenizers
 from vkrt.export.write import write_bundle
 from vkrt.manifest import SD35, Header
@@ -28,6 +29,7 @@ def export_sd35(
     encoders: Mapping[str, Path] | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     controlnet: Path | None = None,
+    int8: Int8 | None = None,
 ) -> None:
     """Write the stages whose weights are there, and the tokenizers, as a bundle.
 
@@ -37,15 +39,18 @@ def export_sd35(
     Args:
         name, checkpoint, encoders, controlnet: as open_sd35 takes them.
         out: the folder to make.
-        precision: "fp32", or "fp16" to store large weights so.
+        precision: "fp32"; "fp16" to store large weights so; or "int8" for a transformer whose
+            products are in 8-bit integers where that is faster.
         force: replace a bundle that is there.
         tokenizers: their folders or files, by "clip_l", "clip_g" and "t5"; None looks beside the
             weights.
+        int8: how to quantize.
 
     Raises:
         CheckpointError: weights or a tokenizer are damaged or missing.
         DownloadError, UnknownModelError: as open_sd35.
-        BackendError: torch can't export a stage, or an output is off.
+        BackendError: torch can't export a stage, an output is off, or int8 gains nothing or
+            loses too much.
         GenerationError: the package tokenizers is missing.
         OutputError: the folder can't be made, or exists.
     """
@@ -66,7 +71,7 @@ def export_sd35(
     )
     chosen = (stage for stage in PARTS if is_wanted(stage, weights))
     # A generator keeps no stage.
-    write_bundle(header, (stages[stage] for stage in chosen), out, force, files=found.files)
+    write_bundle(header, (stages[stage] for stage in chosen), out, force, int8, found.files)
 
 
 def is_wanted(stage: str, weights: Sd35Weights) -> bool:

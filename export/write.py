@@ -11,10 +11,12 @@ from pathlib import Path
 
 from vkrt.bundle import building
 from vkrt.export.check import Expectation, Figure, compare, expect, refuse_failures
-from vkrt.export.int8.recipe import ENCODER, Int8, quantize_encoder
+from vkrt.export.int8.recipe import Int8
+from vkrt.export.int8.stages import quantize_stages, wants_draft
 from vkrt.export.to_onnx import stage_to_onnx
-from vkrt.manifest import Header, write_manifest
+from vkrt.manifest import SD35, Header, write_manifest
 from vkrt.stage import Stage
+from vkrt.steps import CutFile
 
 __all__ = ["write_bundle"]
 
@@ -36,38 +38,54 @@ def write_bundle(
             may so be dropped in time.
         out: the folder to make.
         force: replace a bundle that is there.
-        int8: how to quantize the image encoder, where that is the header's precision.
+        int8: how to quantize the image encoder or the transformer, where that is the header's
+            precision.
         files: others that belong to it, by their names in the bundle.
 
     Raises:
         OutputError: the folder can't be made, or exists.
         BackendError: torch can't export a stage, an output is off, or int8 gains nothing or loses
-            masks; nothing is written.
+            too much; nothing is written.
     """
     quantized = header.precision == "int8"
     precision = "fp32" if quantized else header.precision
+    # Masks are asked of files that are whole.
+    may_cut = not quantized or header.family == SD35
     with building(out, force) as folder:
         figures: dict[str, list[Figure]] = {}
         expected: dict[str, Expectation] = {}
         written: dict[str, Stage] = {}
+        drafts: dict[str, Path] = {}
         for stage in stages:
             name, path = stage.name, folder / f"{stage.name}.onnx"
             expected[name] = expect(stage, precision)
-            made = stage_to_onnx(stage, path, precision, may_cut=not quantized)
+            if quantized and wants_draft(name):
+                drafts[name] = folder / f"{name}.draft.onnx"
+            made = stage_to_onnx(stage, path, precision, may_cut, drafts.get(name))
             written[name] = replace(stage, module=made)
             # ONNX Runtime takes as much memory again, and what torch traced refers to itself.
             del stage
             gc.collect()
-            forms = [path] if made == path else [path, made]
-            figures[name] = [figure for form in forms for figure in compare(expected[name], form)]
-            refuse_failures(figures[name])
+            figures[name] = hold_against(expected[name], made)
         if quantized:
-            record = quantize_encoder(written, header, int8 or Int8())
-            header = replace(header, quantization=record)
-            wanted = replace(expected[ENCODER], precision="int8")
-            figures[ENCODER] = compare(wanted, written[ENCODER].module)
-            refuse_failures(figures[ENCODER])
+            changed, header = quantize_stages(written, drafts, header, files or {}, int8 or Int8())
+            for name, quick in changed.items():
+                written[name] = quick
+                wanted = replace(expected[name], precision="int8")
+                figures[name] = hold_against(wanted, quick.module)
         for name, source in (files or {}).items():
             shutil.copyfile(source, folder / name)
         parity = [asdict(figure) for found in figures.values() for figure in found]
         write_manifest(folder, replace(header, parity=parity), written.values())
+
+
+def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:
+    """Return how far a file of a stage is off, whole and, where there are some, in its steps.
+
+    Raises:
+        BackendError: an output is off by too much.
+    """
+    forms = [made.path, made] if isinstance(made, CutFile) else [made]
+    figures = [figure for form in forms for figure in compare(expected, form)]
+    refuse_failures(figures)
+    return figures

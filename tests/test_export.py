@@ -251,11 +251,11 @@ def test_random_inputs_keep_to_the_ports() -> None:
 def test_a_bundle_that_is_off_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export_another(stage: Stage, path: Path, precision: str) -> None:
+    def export_another(stage: Stage, path: Path, *options: Any, **named: Any) -> Any:
         other = mixer()
         with torch.no_grad():
             other.module.linear.bias[0] += 1
-        stage_to_onnx(other, path, precision)
+        return stage_to_onnx(other, path, *options, **named)
 
     monkeypatch.setattr(write, "stage_to_onnx", export_another)
     with pytest.raises(BackendError, match="was not written"):

@@ -368,7 +368,11 @@ def test_damaged_settings_are_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_options_of_the_other_family_are_refused(tmp_path: Path) -> None:
-    for options in ({"image_size": 512}, {"photos_only": True}, {"precision": "int8"}):
+    for options in (
+        {"image_size": 512},
+        {"photos_only": True},
+        {"precision": "int8", "calibration": tmp_path},
+    ):
         with pytest.raises(VkrtError, match="any size"):
             export_model("sd3.5-medium", tmp_path / "b", tmp_path / "no.safetensors", **options)
 

@@ -163,9 +163,12 @@ def test_int8_that_gains_nothing_is_refused(
 def ready_files(monkeypatch: pytest.MonkeyPatch, pico_bundle: Path) -> None:
     """Let an export of the smallest model take its fp32 files from a ready bundle."""
 
-    def stage_to_onnx(stage: Stage, path: Path, precision: str) -> None:
-        assert precision == "fp32"
+    def stage_to_onnx(
+        stage: Stage, path: Path, precision: str, may_cut: bool, draft: Path | None
+    ) -> Path:
+        assert precision == "fp32" and not may_cut and draft is None
         shutil.copy(pico_bundle / f"{stage.name}.onnx", path)
+        return path
 
     monkeypatch.setattr(write, "stage_to_onnx", stage_to_onnx)
     monkeypatch.setattr(recipe, "time_forms", faster_late)

@@ -49,12 +49,12 @@ class Header:
         model: catalog name of the model.
         image_size: side of its square input, in pixels; 0 of a family that takes any size.
         precision: "fp32"; "fp16" for weights stored so and arithmetic in fp32; "int8" where the
-            image encoder computes its products so.
+            image encoder, or the transformer that makes pictures, computes its products so.
         fingerprint: digest of the weights that it was made from, as embeddings carry it.
         preprocessing: mean and std of each channel, of values in [0, 1], and the kind of resize.
         parity: the figures that the export measured, one record per stage and output.
-        quantization: what an int8 export chose for each product and what masks lose by it; empty
-            for another precision.
+        quantization: what an int8 export chose for each product and what masks or latents lose by
+            it; empty for another precision.
         family: SAM2 or SD35: which engine it is for.
         settings: what else the engine of that family needs, its config among it.
     """

@@ -25,8 +25,9 @@ Out = Annotated[Path, typer.Option(help="The folder to make; vkrt.load takes it.
 Precision = Annotated[
     str,
     typer.Option(
-        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder of SAM 2 in "
-        "8-bit integers where that is faster on this CPU and keeps the masks."
+        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder of SAM 2, or "
+        "transformer of Stable Diffusion, in 8-bit integers where that is faster on this CPU and "
+        "near to fp32."
     ),
 ]
 ImageSize = Annotated[
@@ -46,8 +47,8 @@ AllowLoss = Annotated[
     bool,
     typer.Option(
         "--allow-loss",
-        help="int8: write it even if its masks agree with those of fp32 by less than IoU 0.98, "
-        "and keep every product that is faster in int8.",
+        help="int8: write it even if its masks agree with those of fp32 by less than IoU 0.98, or "
+        "its latents by less than 30 dB, and keep every product that is faster in int8.",
     ),
 ]
 
@@ -56,7 +57,15 @@ AllowLoss = Annotated[
 REASONS = {
     "faster": "it is faster than fp32 here",
     "not faster": "int8 is not faster here",
-    "quality": "int8 with a fixed range costs too much of the masks",
+    "quality": "a faster form of int8 costs too much",
+}
+# What a product is computed in, by its form.
+FORMS = {
+    "fp32": "fp32",
+    "static": "int8, static range",
+    "dynamic": "int8, dynamic range",
+    "rows": "int8, a range for each token",
+    "blocks": "int8, a range for each 32 numbers",
 }
 
 
@@ -81,7 +90,7 @@ def export(
     """Write a model as a bundle: a folder that runs on ONNX Runtime, without torch.
 
     Every stage is held against PyTorch on random inputs; a bundle that is off is not written.
-    In int8 its masks are held against those of fp32 as well, on held-out scenes.
+    In int8 its masks, on held-out scenes, or its latents are held against those of fp32 as well.
     """
     from vkrt.loading import export_model
 
@@ -147,16 +156,19 @@ def show(report: dict[str, Any]) -> None:
 
 
 def show_quantization(chosen: dict[str, Any]) -> None:
-    """Print what int8 chose and what masks lose by it."""
+    """Print what int8 chose and what is lost by it."""
     counts = Counter((product["form"], product["reason"]) for product in chosen["products"])
     print_table(
         ["products", "computed in", "because"],
         [
-            [str(count), "fp32" if form == "fp32" else f"int8, {form} range", REASONS[reason]]
+            [str(count), FORMS[form], REASONS[reason]]
             for (form, reason), count in sorted(counts.items(), reverse=True)
         ],
         fold=2,
     )
+    if "latents" in chosen:
+        show_latents(chosen)
+        return
     masks, seen = chosen["masks"], chosen["calibration"]
     print(
         f"masks against fp32: mean IoU {masks['iou']:.4f} (clicks {masks['click']:.4f}, boxes "
@@ -166,4 +178,20 @@ def show_quantization(chosen: dict[str, Any]) -> None:
     print(
         f"weights of {chosen['weight_bits']} bits, ranges from {seen['scenes']} scenes and "
         f"{seen['photos']} photos"
+    )
+
+
+def show_latents(chosen: dict[str, Any]) -> None:
+    """Print what latents lose by int8, and what a step gains."""
+    found = chosen["latents"]
+    seconds = found["seconds"]
+    print(
+        f"latents against fp32: {found['psnr']:.1f} dB after {found['steps']} steps "
+        f"({found['pictures']} prompts, {found['side']} pixels), velocities err by "
+        f"{found['error']:.4f}; wanted {found['least_psnr']} dB and {found['most_error']}"
+        f"{', loss allowed' if found['loss_allowed'] else ''}"
+    )
+    print(
+        f"weights of {chosen['weight_bits']} bits; these steps take {seconds['int8']:.3g} s, in "
+        f"fp32 {seconds['fp32']:.3g} s"
     )
