@@ -85,7 +85,9 @@ def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:
     Raises:
         BackendError: an output is off by too much.
     """
-    forms = [made.path, made] if isinstance(made, CutFile) else [made]
+    forms: list[Path | CutFile] = [made]
+    if isinstance(made, CutFile):
+        forms.insert(0, made.path)
     figures = [figure for form in forms for figure in compare(expected, form)]
     refuse_failures(figures)
     return figures

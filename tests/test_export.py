@@ -293,7 +293,8 @@ def test_the_manifest_of_a_real_export(pico: str, pico_bundle: Path, pico_checkp
     assert header.fingerprint == fingerprint(module)
     assert header.preprocessing["mean"] == [0.485, 0.456, 0.406]
     outputs = [(s.name, port.name) for s in stages.values() for port in s.outputs]
-    assert [(f["stage"], f["output"]) for f in header.parity] == outputs
+    # Stages that are cut have figures of the whole and of the steps.
+    assert list(dict.fromkeys((f["stage"], f["output"]) for f in header.parity)) == outputs
     assert all(f["max_relative"] <= f["allowed"] < 1e-3 for f in header.parity)
 
 

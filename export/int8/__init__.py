@@ -1,1 +1,1 @@
-"""Int8 export: which products of the image encoder are computed in integers, and how."""
+"""Int8 export: which products of a stage are computed in integers, and how."""

@@ -18,9 +18,20 @@ from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax
 from vkrt.export.int8.products import Product, find_products
 from vkrt.export.simplify import drop_unused
 
-__all__ = ["DYNAMIC", "FP32", "STATIC", "Form", "Range", "quantize"]
+__all__ = [
+    "DYNAMIC",
+    "FP32",
+    "MICROSOFT",
+    "STATIC",
+    "Form",
+    "Range",
+    "quantize",
+    "replace",
+    "stored",
+    "weight_to_int8",
+]
 
-Form = Literal["fp32", "static", "dynamic"]
+Form = Literal["fp32", "static", "dynamic", "rows", "blocks"]
 FP32: Form = "fp32"
 STATIC: Form = "static"
 DYNAMIC: Form = "dynamic"
@@ -112,8 +123,8 @@ def quantized_source(graph: ir.Graph, product: Product, span: Range) -> list[ir.
     return [node.outputs[0], scale, offset]
 
 
-def replace(graph: ir.Graph, product: Product, node: ir.Node) -> None:
-    """Put a node in the place of a product."""
+def replace(graph: ir.Graph, product: Product, *nodes: ir.Node) -> None:
+    """Put nodes in the place of a product; the last one makes what it made."""
     ir.convenience.replace_nodes_and_values(
-        graph, product.nodes[-1], product.nodes, [node], [product.output], node.outputs
+        graph, product.nodes[-1], product.nodes, nodes, [product.output], nodes[-1].outputs
     )

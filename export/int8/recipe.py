@@ -40,8 +40,8 @@ class Int8:
     """Say how to quantize.
 
     Attributes:
-        photos: to calibrate on, besides procedural scenes.
-        allow_loss: take what speed alone chooses, whatever it does to masks.
+        photos: to calibrate an image encoder on, besides procedural scenes.
+        allow_loss: take what speed alone chooses, whatever it does to masks or latents.
         measure: gives the seconds of a product's forms, as time_forms does; None is that.
     """
 

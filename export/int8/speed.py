@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -18,9 +18,11 @@ from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form, Range, quanti
 from vkrt.export.to_onnx import OPSET
 from vkrt.options import usable_cores
 
-__all__ = ["Seconds", "time_forms"]
+__all__ = ["Rewrite", "Seconds", "time_forms"]
 
 Seconds = Mapping[Form, float]
+# Gives named products of a model other forms, in place; the last argument is as in quantize.
+Rewrite = Callable[[ir.Model, Mapping[str, Form], bool], None]
 FORMS = (FP32, STATIC, DYNAMIC)
 # Short products are run more often: on a machine that does other things one run says little.
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
@@ -28,8 +30,18 @@ ENOUGH_SECONDS = 0.4
 IR_VERSION = 10
 
 
+def with_range(model: ir.Model, forms: Mapping[str, Form], reduced: bool) -> None:
+    """Give products other forms, with a range of what they multiply as random numbers have it."""
+    sources = (str(product.source.name) for product in find_products(model.graph))
+    quantize(model, forms, {name: Range(-4.0, 4.0, 0) for name in sources}, reduced)
+
+
 def time_forms(
-    shape: Shape, reduced: bool, clock: Callable[[], float] = time.perf_counter
+    shape: Shape,
+    reduced: bool,
+    clock: Callable[[], float] = time.perf_counter,
+    forms: Sequence[Form] = FORMS,
+    rewrite: Rewrite = with_range,
 ) -> Seconds:
     """Return the median seconds of a product in each form; the forms run in turns.
 
@@ -39,9 +51,11 @@ def time_forms(
         shape: its sizes.
         reduced: as in quantize.
         clock: gives seconds; called before and after each run.
+        forms: to be timed.
+        rewrite: gives a product a form.
     """
-    runs = {form: prepare(shape, form, reduced) for form in FORMS}
-    taken: dict[Form, list[float]] = {form: [] for form in FORMS}
+    runs = {form: prepare(shape, form, reduced, rewrite) for form in forms}
+    taken: dict[Form, list[float]] = {form: [] for form in forms}
     for run in runs.values():
         run()
     for count in range(MOST_ROUNDS):
@@ -54,12 +68,12 @@ def time_forms(
     return {form: median(seconds) / shape.readers for form, seconds in taken.items()}
 
 
-def prepare(shape: Shape, form: Form, reduced: bool) -> Callable[[], None]:
+def prepare(
+    shape: Shape, form: Form, reduced: bool, rewrite: Rewrite = with_range
+) -> Callable[[], None]:
     """Return a function that computes products in a form, always into the same memory."""
     model = product_model(shape)
-    forms = {product.name: form for product in find_products(model.graph)}
-    span = Range(-4.0, 4.0, shape.rows * shape.inner)
-    quantize(model, forms, {"x": span}, reduced)
+    rewrite(model, {product.name: form for product in find_products(model.graph)}, reduced)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "product.onnx"
         ir.save(model, path)

@@ -284,7 +284,7 @@ def show(report: dict[str, Any]) -> None:
         ("demo model", f"{demo['name']}, {describe_demo_model(demo)}"),
         ("cache", report["cache"]),
     ]
-    print_table(["", ""], rows, fold=1)
+    print_table(["", ""], rows, 1)
     for item in report["missing"]:
         print(f"missing: {item['what']}, which {item['for']}\n    {item['command']}")
     if not native["available"]:

@@ -79,7 +79,7 @@ def show_plan(report: dict[str, Any]) -> None:
         last = row["phase"]
         sizes = (size(row["weights"]), size(row["activations"]), peak)
         rows.append([row["stage"], *sizes, FATES.get(row["fate"], row["fate"])])
-    print_table(["stage", "weights", "work", "peak", "its weights"], rows, fold=4)
+    print_table(["stage", "weights", "work", "peak", "its weights"], rows, 4)
     fullest = max(peaks, key=lambda name: peaks[name], default="")
     print(f"expected peak: {size(report['peak'])}, in the phase {fullest!r}")
     tile = "" if report["tile"] is None else f"; decoded in tiles of {report['tile']} latent pixels"

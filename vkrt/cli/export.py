@@ -25,8 +25,8 @@ Out = Annotated[Path, typer.Option(help="The folder to make; vkrt.load takes it.
 Precision = Annotated[
     str,
     typer.Option(
-        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder of SAM 2, or "
-        "transformer of Stable Diffusion, in 8-bit integers where that is faster on this CPU and "
+        help="fp32; fp16: half the size, arithmetic still in fp32; int8: image encoder of SAM 2 or "
+        "transformer of Stable Diffusion in 8-bit integers, where that is faster on this CPU and "
         "near to fp32."
     ),
 ]
@@ -146,7 +146,7 @@ def show(report: dict[str, Any]) -> None:
             ]
             for figure in report["parity"]
         ],
-        fold=0,
+        0,
     )
     if report["quantization"]:
         show_quantization(report["quantization"])
@@ -164,7 +164,7 @@ def show_quantization(chosen: dict[str, Any]) -> None:
             [str(count), FORMS[form], REASONS[reason]]
             for (form, reason), count in sorted(counts.items(), reverse=True)
         ],
-        fold=2,
+        2,
     )
     if "latents" in chosen:
         show_latents(chosen)

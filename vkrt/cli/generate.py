@@ -245,6 +245,6 @@ def show(report: dict[str, Any]) -> None:
             [each["file"], f"{each['width']}x{each['height']}", str(each["seed"])]
             for each in report["images"]
         ],
-        fold=0,
+        0,
     )
     print(", ".join(f"{name} {value:g} ms" for name, value in report["ms"].items()))

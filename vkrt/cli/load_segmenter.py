@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vkrt.errors import UnknownModelError
@@ -13,11 +12,11 @@ if TYPE_CHECKING:
 __all__ = ["load_segmenter"]
 
 
-def load_segmenter(model: str, checkpoint: Path | None = None, **settings: Any) -> Segmenter:
+def load_segmenter(model: str, **settings: Any) -> Segmenter:
     """Return a model of SAM 2.
 
     Args:
-        model, checkpoint, settings: as vkrt.load takes them.
+        model, settings: as vkrt.load takes them.
 
     Raises:
         UnknownModelError: it makes pictures.
@@ -25,7 +24,7 @@ def load_segmenter(model: str, checkpoint: Path | None = None, **settings: Any) 
     """
     import vkrt
 
-    found: Any = vkrt.load(model, checkpoint, **settings)
+    found: Any = vkrt.load(model, **settings)
     if not hasattr(found, "encode"):
         found.close()
         raise UnknownModelError(

@@ -22,18 +22,18 @@ def models(as_json: AsJson = False) -> None:
         print_json(found)
         return
     print_table(
-        ["name", "family", "input", "hub id", "weights"],
+        ["name", "input", "hub id", "weights"],
         [
             [
                 model["name"],
-                f"{model['family']} {model['version']}",
                 str(model["image_size"] or "-"),
                 model["hub_id"] or "-",
                 place(model),
             ]
             for model in found
         ],
-        fold=4,
+        2,
+        3,
     )
     print("`vkrt pull NAME` fetches weights that are not here; --checkpoint FILE takes your own.")
 

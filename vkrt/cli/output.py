@@ -20,8 +20,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], fold: int) -> None:
-    """Print rows under a header; where they are too wide, column `fold` is folded, never cut."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *fold: int) -> None:
+    """Print rows under a header; where they are too wide, columns `fold` are folded, never cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -29,7 +29,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], fold: int)
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(header))
     for index, name in enumerate(header):
-        table.add_column(name, overflow="fold", no_wrap=index != fold)
+        table.add_column(name, overflow="fold", no_wrap=index not in fold)
     for row in rows:
         # Text, because a file name may hold what rich reads as markup.
         table.add_row(*map(Text, row))

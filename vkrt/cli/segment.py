@@ -133,7 +133,7 @@ def run(
     name, checkpoint, image_size = which
     ms: dict[str, float] = {}
     with progress(f"loading {name}"), timed(ms, "load"):
-        sam = load_segmenter(name, checkpoint, image_size=image_size, **settings)
+        sam = load_segmenter(name, checkpoint=checkpoint, image_size=image_size, **settings)
     earlier = None
     if mask is not None:
         earlier = mask_logits(mask, pixels.shape[:2], sam.config.mask_size)
@@ -233,7 +233,7 @@ def show(report: dict[str, Any]) -> None:
             ]
             for mask in report["masks"]
         ],
-        fold=0,
+        0,
     )
     if report["overlay"]:
         print(f"overlay: {report['overlay']}")

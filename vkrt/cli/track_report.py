@@ -80,4 +80,4 @@ def show(report: dict[str, Any]) -> None:
         f"{report['frames_per_second']:.3g}",
         files,
     ]
-    print_table(["frames", "objects", "frames/s", "files"], [row], fold=3)
+    print_table(["frames", "objects", "frames/s", "files"], [row], 3)
