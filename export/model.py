@@ -42,7 +42,7 @@ def export_weights(
 ) -> None:
     """Write a checkpoint as a bundle; `started` gets the model's name once the weights are in.
 
-    The other arguments are those of vkrt.loading.export_model.
+    The other arguments are those of vkrt.exporting.export_model.
     """
     from vkrt.export.int8.calibration import find_photos
     from vkrt.export.int8.recipe import Int8
@@ -79,7 +79,7 @@ def export_pictures(
 ) -> None:
     """Write a checkpoint of Stable Diffusion 3.5 as a bundle.
 
-    The arguments are those of vkrt.loading.export_model.
+    The arguments are those of vkrt.exporting.export_model.
     """
     from vkrt.export.int8.recipe import Int8
     from vkrt.export.sd35 import export_sd35

@@ -74,7 +74,7 @@ def pico_bundle(request: pytest.FixtureRequest, pico_checkpoint: Path) -> Path:
 
     from vkrt import catalog
     from vkrt.export.cache import bundle_key, cached_bundle
-    from vkrt.loading import export_model
+    from vkrt.exporting import export_model
 
     key = bundle_key(None, None, f"torch-{torch.__version__}", [pico_checkpoint])
     with pytest.MonkeyPatch.context() as patch:

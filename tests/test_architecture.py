@@ -77,11 +77,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", "steps", ""} - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
-    "loading_sd35": BELOW_LOADING | {"bundle", "manifest"},
-    "loading": BELOW_LOADING | {"bundle", "export", "loading_sd35", "manifest"},
+    "meant": {*PLAIN, "bundle", "manifest", "weights"},
+    "fitness": {"backends", "bundle", "errors", "export"},
+    "loading_sam2": BELOW_LOADING | {"bundle", "export", "fitness", "manifest", "meant"},
+    "loading_sd35": BELOW_LOADING | {"bundle", "fitness", "manifest", "meant"},
+    "loading": {*PLAIN, "loading_sam2", "loading_sd35", "meant"},
+    "exporting": {*PLAIN, "backends", "bundle", "export", "meant"},
     "": {*PLAIN, "loading", "engines"},
     **{
-        part: {*BELOW_LOADING, "bundle", "export", "loading", ""}
+        part: {*BELOW_LOADING, "bundle", "export", "exporting", "loading", "loading_sam2", ""}
         for part in ("compat", "demo", "bench", "serve", "scale", "cli")
     },
 }
@@ -274,7 +278,7 @@ def backend_branches(sources: dict[str, Source]) -> list[str]:
     """Return each comparison with a backend's name outside the places that choose one."""
     wrong = []
     for source in sources.values():
-        if part_of(source.name) in ("backends", "loading"):
+        if part_of(source.name) in ("backends", "loading_sam2", "loading_sd35"):
             continue
         for node in ast.walk(source.tree):
             sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []

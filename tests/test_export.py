@@ -24,7 +24,7 @@ from vkrt.export.check import Figure, check_stage, refuse_failures
 from vkrt.export.half import LEAST_VALUES, round_half
 from vkrt.export.inputs import random_inputs, traced_sizes, trial_sizes
 from vkrt.export.to_onnx import stage_to_onnx
-from vkrt.loading import export_model
+from vkrt.exporting import export_model
 from vkrt.manifest import Header
 from vkrt.options import Options
 from vkrt.stage import Port, Stage

@@ -31,7 +31,7 @@ from vkrt.errors import BackendError, CheckpointError, GenerationError, VkrtErro
 from vkrt.export import write
 from vkrt.export.check import Expectation
 from vkrt.export.sd35_tokenizers import find_tokenizers
-from vkrt.loading import export_model
+from vkrt.exporting import export_model
 from vkrt.loading_sd35 import bundled_generator
 from vkrt.manifest import SAM2, SD35
 from vkrt.media.text import Tokenizers

@@ -27,7 +27,7 @@ from vkrt.export.int8.gate import Gate, Verdict
 from vkrt.export.int8.products import Shape, find_products
 from vkrt.export.int8.quantize import DYNAMIC, FP32, STATIC, Form
 from vkrt.export.int8.recipe import ENCODER, Int8
-from vkrt.loading import export_model
+from vkrt.exporting import export_model
 from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage
 
@@ -251,10 +251,10 @@ def test_a_bundle_of_a_better_cpu_is_told(
     folder = stages[ENCODER].module.parent
     for bits, told in ((8, 1), (7, 0)):
         write_manifest(folder, replace(header, quantization={"weight_bits": bits}), stages.values())
-        monkeypatch.setattr("vkrt.loading.needs_reduced_range", lambda: True)
+        monkeypatch.setattr("vkrt.fitness.needs_reduced_range", lambda: True)
         with pytest.warns(RuntimeWarning) if told else nullcontext():
             vkrt.load(folder)
-        monkeypatch.setattr("vkrt.loading.needs_reduced_range", lambda: False)
+        monkeypatch.setattr("vkrt.fitness.needs_reduced_range", lambda: False)
         vkrt.load(folder)
 
 

@@ -39,7 +39,7 @@ from vkrt.export.int8.transformer import (
 )
 from vkrt.export.int8.velocity import Verdict, psnr_of, relative_error
 from vkrt.export.to_onnx import stage_to_onnx, write_model
-from vkrt.loading import export_model
+from vkrt.exporting import export_model
 from vkrt.manifest import Header
 from vkrt.models.sd35.config import MmditConfig
 from vkrt.models.sd35.mmdit import Denoiser

@@ -14,8 +14,9 @@ import torch
 from toys import edit, write_toy
 
 import vkrt
-from vkrt import backends, catalog, loading
-from vkrt.loading import find_bundle, fingerprint, from_weights
+from vkrt import backends, catalog
+from vkrt import loading_sam2 as loading
+from vkrt.loading_sam2 import find_bundle, fingerprint, from_weights
 from vkrt.models.sam2.model import Sam2
 
 

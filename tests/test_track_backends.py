@@ -10,7 +10,7 @@ import pytest
 import vkrt
 from vkrt.demo.clips import Clip, make_clip
 from vkrt.engines.sam2_image import Segmenter
-from vkrt.loading import export_model
+from vkrt.exporting import export_model
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 MODEL = "sam2.1-nano"

@@ -13,36 +13,35 @@ from vkrt.backends.policy import Policy, StageBackends, parse_policy
 from vkrt.engines.budget import ALWAYS, Budget
 from vkrt.engines.sd35 import Generator
 from vkrt.errors import BackendError, CheckpointError
-from vkrt.manifest import GET_AGAIN
+from vkrt.fitness import check_runs, warn_of_overflow
+from vkrt.manifest import GET_AGAIN, SD35
+from vkrt.meant import Meant, Paths
 from vkrt.media.text import Tokenizers
 from vkrt.models.sd35.config import ControlNetConfig, Sd35Config
 from vkrt.models.sd35.record import from_record
 from vkrt.options import Options
+from vkrt.weights.family import CUSTOM
 
 if TYPE_CHECKING:
     from vkrt.bundle import Bundle
     from vkrt.weights.sd35 import Sd35Weights
     from vkrt.weights.sd35_stages import LazyStages
 
-__all__ = ["Paths", "bundled_generator", "load_generator"]
-
-Paths = Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str]
+__all__ = ["bundled_generator", "load_generator"]
 
 
 def load_generator(
-    name: str | None,
-    checkpoint: Path | None,
+    meant: Meant,
     options: Options,
     precision: str | Mapping[str, str] = "auto",
     encoders: Mapping[str, str | os.PathLike[str]] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
 ) -> Generator:
-    """Return the engine of a checkpoint; each part's weights are read when they are needed.
+    """Return the engine of a model; each part's weights are read when they are needed.
 
     Args:
-        name: catalog name; None recognises the model by its shapes.
-        checkpoint: file or folder; None takes the one that was downloaded.
+        meant: which; without a name it is recognised by its shapes.
         options: backend, device, threads, memory limit, cache.
         precision: of all stages or of some, as vkrt.backends.policy.parse_policy takes it.
         encoders: files of single components, by "clip_l", "clip_g", "t5" and "vae".
@@ -52,6 +51,15 @@ def load_generator(
     Raises:
         CheckpointError, DownloadError, BackendError: as in vkrt.load.
     """
+    bundle = meant.bundle()
+    if bundle is not None:
+        if encoders or control_model is not None:
+            raise CheckpointError(
+                f"{bundle.folder} is a bundle, which holds all its weights: export it again with "
+                "these"
+            )
+        check_pictures(bundle, meant.name, options, precision)
+        return bundled_generator(bundle, options, tokenizers)
     if options.backend == "auto":
         # ONNX Runtime runs bundles alone, and a model of this size is not exported unasked.
         backends.choose("eager", options.device)
@@ -69,8 +77,8 @@ def load_generator(
     from vkrt.weights.sd35_stages import LazyStages
 
     weights = open_sd35(
-        checkpoint,
-        name,
+        meant.source,
+        meant.name,
         cache=options.cache,
         encoders={part: Path(path) for part, path in (encoders or {}).items()},
         controlnet=None if control_model is None else Path(control_model),
@@ -113,6 +121,23 @@ def budget_of(
     )
 
 
+def check_pictures(
+    bundle: Bundle, name: str | None, options: Options, precision: str | Mapping[str, str]
+) -> None:
+    """Refuse a bundle that does not make the pictures that the caller asked for.
+
+    Raises:
+        CheckpointError: it is of another family or model.
+        BackendError: it can't run on that backend or at that precision.
+    """
+    held, folder = bundle.header, bundle.folder
+    if held.family != SD35:
+        raise CheckpointError(f"{folder} holds {held.model}, which makes no pictures")
+    if name not in (None, CUSTOM, held.model):
+        raise CheckpointError(f"{folder} holds {held.model}, but {name} was asked for")
+    check_runs(bundle, options.backend, precision)
+
+
 def bundled_generator(
     bundle: Bundle, options: Options, tokenizers: Paths | None = None
 ) -> Generator:
@@ -129,6 +154,7 @@ def bundled_generator(
     """
     for name in (*ALWAYS, "mmdit"):
         bundle.stages[name]
+    warn_of_overflow(bundle)
     settings = bundle.header.settings
     try:
         config = from_record(Sd35Config, settings["config"])

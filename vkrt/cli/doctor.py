@@ -212,7 +212,7 @@ def look_at_demo_model(backend: str | None) -> dict[str, Any]:
     """
     from vkrt import catalog
     from vkrt.errors import VkrtError
-    from vkrt.loading import packaged_bundle
+    from vkrt.loading_sam2 import packaged_bundle
     from vkrt.options import Options, default_backend
     from vkrt.weights.hub import find_local
 

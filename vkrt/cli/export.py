@@ -92,7 +92,7 @@ def export(
     Every stage is held against PyTorch on random inputs; a bundle that is off is not written.
     In int8 its masks, on held-out scenes, or its latents are held against those of fp32 as well.
     """
-    from vkrt.loading import export_model
+    from vkrt.exporting import export_model
 
     given = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5, "vae": vae}
     start = time.perf_counter()
