@@ -26,10 +26,11 @@ from benchmarks.agreement import LIMITS, DisagreementError, check, relative_erro
 from benchmarks.bars import Case, Verdict, as_rows, faster
 from benchmarks.cases import PAUSE, Figures
 from benchmarks.generate_cases import BUNDLED, CASES, PEERS, Entrant, Setting
+from benchmarks.generate_results import GENERATE, GenerateRow
 from benchmarks.machine import describe_machine
 from benchmarks.measure import measure
 from benchmarks.peak import peaks, product_of
-from benchmarks.results import BARS, GENERATE, BarRow, GenerateRow, append_rows, check_columns
+from benchmarks.results import BARS, BarRow, append_rows, check_columns
 from benchmarks.rows import cell, products, ratios_of, shares_of, times_of
 from benchmarks.segment import split, tell
 from vkrt import VkrtError

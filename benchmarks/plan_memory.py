@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 import vkrt
+from benchmarks.generate_results import PLAN_MEMORY, PlanRow
 from benchmarks.machine import ROOT, commit, describe_machine, today
 from benchmarks.random_sd35 import NoRoomError, write_checkpoint, write_vocabulary
-from benchmarks.results import PLAN_MEMORY, PlanRow, append_rows, check_columns
+from benchmarks.results import append_rows, check_columns
 from benchmarks.rss import forget_peak, peak_rss_mib, rss_mib
 from vkrt import VkrtError
 from vkrt.cli.generate_options import parse_size

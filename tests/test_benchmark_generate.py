@@ -27,6 +27,7 @@ from benchmarks.generate_cases import (
     plain_step_flops,
     random_stage,
 )
+from benchmarks.generate_results import GenerateRow
 from benchmarks.peers.diffusers_sd35 import DiffusersDecode, DiffusersStep
 from benchmarks.peers.ours_sd35 import OursConditioning, StepInputs
 from benchmarks.plan_memory import Task, run_apart, watch
@@ -38,7 +39,7 @@ from benchmarks.random_sd35 import (
     write_checkpoint,
     write_vocabulary,
 )
-from benchmarks.results import GenerateRow, append_rows, read_rows
+from benchmarks.results import append_rows, read_rows
 from benchmarks.rss import rss_mib
 from vkrt.media.text import Tokenizers
 from vkrt.models.sd35.config import ClipConfig, MmditConfig, Sd35Config, VaeConfig
