@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Answer, call
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import vkrt
 from vkrt import catalog
-from vkrt.cli import doctor, main, prompts
+from vkrt.cli import doctor, prompts
 from vkrt.errors import PromptError
 from vkrt.media import native
 from vkrt.media.masks import mask_to_logits
 from vkrt.weights import hub
 
+__all__ = ["call"]
+
 MODEL = "sam2.1-nano"
-
-
-@dataclass
-class Answer:
-    """Hold what a command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Return a function that runs a command line in this process."""
-
-    def run(*arguments: Any) -> Answer:
-        code = main.main([str(a) for a in arguments])
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

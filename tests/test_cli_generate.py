@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Answer, call
 from PIL import Image
 
 import vkrt
-from vkrt.cli import main
 from vkrt.cli.generate_request import KINDS, Recipe, checked
 from vkrt.engines.watch import StepInfo
 from vkrt.errors import GenerationError, ImageError
@@ -26,20 +26,9 @@ from vkrt.memory.activations import Shape
 from vkrt.memory.plan import Plan, make_plan
 from vkrt.models.sd35.known import KNOWN
 
+__all__ = ["call"]
+
 STEPS = 4
-
-
-@dataclass
-class Answer:
-    """Hold what a command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 @dataclass
@@ -88,17 +77,6 @@ class Painter:
 
     def close(self) -> None:
         self.closed += 1
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Return a function that runs a command line in this process."""
-
-    def run(*arguments: Any) -> Answer:
-        code = main.main([str(a) for a in arguments])
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

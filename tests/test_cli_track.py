@@ -7,19 +7,19 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Answer, call
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from reels import write_clip
 
 import vkrt
-from vkrt.cli import main, track_prompts
+from vkrt.cli import track_prompts
 from vkrt.cli.mask_folder import MaskFolder
 from vkrt.cli.track_route import Route, plan_route
 from vkrt.cli.track_spool import Spool
@@ -29,33 +29,11 @@ from vkrt.media import video
 from vkrt.media.labels import read_labels
 from vkrt.media.rle import Rle, decode
 
+__all__ = ["call"]
+
 COUNT = 6
 HEIGHT, WIDTH = 48, 64
 PROMPTS = ("--point", "20,24", "--box", "5,5,40,40@2:7")
-
-
-@dataclass
-class Answer:
-    """Hold what a command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Return a function that runs a command line in this process."""
-
-    def run(*arguments: Any) -> Answer:
-        code = main.main([str(a) for a in arguments])
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")
