@@ -22,7 +22,7 @@ help:  ## Show this list
 
 install: $(VENV)/.installed  ## Install vkrt with all extras into .venv
 
-demo: $(VENV)/.demo  ## Segment photos with the demo model, without torch: results in out/demo
+demo: $(VENV)/.demo  ## Segment photos and track a clip with the demo model, without torch: out/demo
 	$(BIN)/python -m vkrt.demo --out $(OUT)
 
 test: lint  ## Lint, check types and run the quick tests
@@ -54,8 +54,10 @@ bench: $(VENV)/.installed  ## Measure against the peers: benchmarks/results.csv,
 quality: $(VENV)/.installed  ## Measure the demo model on 500 held-out scenes: benchmarks/quality.csv
 	$(BIN)/python -m benchmarks.quality
 
-train: $(VENV)/.installed  ## Train the demo model, or go on training: out/train
+train: $(VENV)/.installed  ## Train the demo model, or go on: pictures, then tracking: out/train
 	$(BIN)/python -m vkrt.demo.train --out $(TRAIN_OUT)
+	$(BIN)/python -m vkrt.demo.track_train --out $(TRAIN_OUT)/track \
+		--start-from "$$(ls $(TRAIN_OUT)/part-*/$(DEMO_MODEL).safetensors | tail -n 1)"
 
 bundle: $(VENV)/.installed  ## Export the demo model's weights into the bundle that ships with vkrt
 	$(BIN)/vkrt export $(DEMO_MODEL) --precision fp16 --force \

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 import vkrt
-from vkrt.demo.reel import Reel, draw_strip, follow, write_gif
+from vkrt.demo.reel import Reel, draw_strip, follow, middle, write_gif
 from vkrt.demo.scenes import make_scene
 from vkrt.demo.sheet import Tile, draw_sheet
 from vkrt.media.files import write_atomically
@@ -104,11 +104,9 @@ def scenes() -> list[Example]:
         scene = make_scene(seed, SCENE_SIZE)
         truth = scene.labels == 1 + int(scene.areas().argmax())
         rows, columns = np.nonzero(truth)
-        middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        point = (int(columns[middle]), int(rows[middle]))
         corners = tuple(int(v) for v in box)
-        found.append(Example(f"scene {seed}", scene.image, point, corners, truth))  # type: ignore[arg-type]
+        found.append(Example(f"scene {seed}", scene.image, middle(truth), corners, truth))  # type: ignore[arg-type]
     return found
 
 

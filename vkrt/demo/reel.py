@@ -16,7 +16,7 @@ from vkrt.demo.sheet import Tile, draw_sheet
 from vkrt.media.files import write_atomically
 from vkrt.media.overlay import draw_overlay
 
-__all__ = ["Reel", "draw_strip", "follow", "write_gif"]
+__all__ = ["Reel", "draw_strip", "follow", "middle", "write_gif"]
 
 # Below the first seed that training draws from (vkrt.demo.train).
 HELD_OUT_SEED = 12

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,18 @@ from torch import nn
 from vkrt.media.files import write_atomically
 from vkrt.models.sam2.model import Sam2
 
-__all__ = ["State", "annealed", "log", "make_optimizers", "save_weights"]
+__all__ = [
+    "CHECKPOINT",
+    "Course",
+    "State",
+    "annealed",
+    "make_optimizers",
+    "resume",
+    "save_weights",
+    "take_steps",
+]
+
+CHECKPOINT = "state.pt"
 
 
 @dataclass
@@ -128,6 +140,72 @@ def make_optimizers(
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["share"] = share
     return optimizers
+
+
+@dataclass(frozen=True)
+class Course:
+    """Say how far a run goes, and how often it is logged and saved.
+
+    Attributes:
+        steps: of the whole run.
+        until: stop at this step; the next call goes on from it. None goes to the end.
+        log_every, save_every: steps from one row of the curve, one checkpoint, to the next.
+        drawn: what a step draws, and how many of them.
+    """
+
+    steps: int
+    until: int | None
+    log_every: int
+    save_every: int
+    drawn: tuple[str, int]
+
+    @property
+    def last(self) -> int:
+        """Return the step to stop at."""
+        return self.steps if self.until is None else min(self.until, self.steps)
+
+
+def resume(state: State, out: Path) -> bool:
+    """Go on from the checkpoint of a run's folder; return whether it has one."""
+    saved = out / CHECKPOINT
+    if not saved.exists():
+        return False
+    state.restore(saved)
+    print(f"going on from step {state.step}", flush=True)
+    return True
+
+
+def take_steps(
+    state: State,
+    out: Path,
+    course: Course,
+    advance: Callable[[], dict[str, float]],
+    mean: Callable[[list[dict[str, float]]], dict[str, float]],
+) -> Sam2:
+    """Train to the end of a course and return the averaged model.
+
+    Writes state.pt (to go on from) and curve.csv to `out`.
+
+    Args:
+        state: of the run, moved on in place.
+        out: folder of the run.
+        course: how far to go, and how often to log and save.
+        advance: draws what one step needs and takes it; returns its figures.
+        mean: of the figures of some steps, as a row of the curve.
+    """
+    rows: list[dict[str, float]] = []
+    what, each = course.drawn
+    while state.step < course.last:
+        start = time.monotonic()
+        rows.append(advance())
+        state.seconds += time.monotonic() - start
+        if state.step % course.log_every == 0:
+            log(state, mean(rows), out / "curve.csv", f"{what}={state.step * each}")
+            rows.clear()
+        if state.step % course.save_every == 0:
+            state.save(out / CHECKPOINT)
+    state.save(out / CHECKPOINT)
+    return state.averaged
 
 
 def log(state: State, row: dict[str, float], path: Path, drawn: str) -> None:

@@ -9,7 +9,6 @@ was interrupted goes on from its last checkpoint.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,16 @@ from vkrt import catalog
 from vkrt.demo.clips import ClipSource
 from vkrt.demo.initialize import initialize
 from vkrt.demo.rounds import normalized, step_loss
-from vkrt.demo.run import State, annealed, log, make_optimizers, save_weights
+from vkrt.demo.run import (
+    CHECKPOINT,
+    Course,
+    State,
+    annealed,
+    make_optimizers,
+    resume,
+    save_weights,
+    take_steps,
+)
 from vkrt.demo.track_memory import Modules
 from vkrt.demo.track_recipe import PARTS, TrackRecipe
 from vkrt.demo.track_rounds import FIGURES, Lesson, clip_loss
@@ -228,29 +236,22 @@ def train_tracking(
         start_from: weights to begin a run with.
     """
     out.mkdir(parents=True, exist_ok=True)
-    saved = out / "state.pt"
-    state = build(recipe, None if saved.exists() else start_from)
-    if saved.exists():
-        state.restore(saved)
-        print(f"going on from step {state.step}", flush=True)
+    state = build(recipe, None if (out / CHECKPOINT).exists() else start_from)
+    resume(state, out)
     modules = Modules(state.model)
     source = clips_of(recipe, state.step * recipe.clips, workers)
     others = scenes_of(recipe, state.step, workers)
-    rows: list[dict[str, float]] = []
-    last = recipe.steps if until is None else min(until, recipe.steps)
-    while state.step < last:
-        start = time.monotonic()
+
+    def step() -> dict[str, float]:
         clips = [next(source) for _ in range(recipe.clips)]
-        rows.append(advance(state, modules, recipe, clips, next(others) if others else None))
-        state.seconds += time.monotonic() - start
-        if state.step % LOG_EVERY == 0:
-            row = {n: mean_row(rows).get(n, math.nan) for n in ("loss", *FIGURES, "click", "box")}
-            log(state, row, out / "curve.csv", f"clips={state.step * recipe.clips}")
-            rows.clear()
-        if state.step % SAVE_EVERY == 0:
-            state.save(saved)
-    state.save(saved)
-    return state.averaged
+        return advance(state, modules, recipe, clips, next(others) if others else None)
+
+    def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+        found = mean_row(rows)
+        return {name: found.get(name, math.nan) for name in ("loss", *FIGURES, "click", "box")}
+
+    course = Course(recipe.steps, until, LOG_EVERY, SAVE_EVERY, ("clips", recipe.clips))
+    return take_steps(state, out, course, step, mean)
 
 
 def main(

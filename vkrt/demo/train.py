@@ -8,7 +8,6 @@ Everything is seeded; a run that was interrupted goes on from its last checkpoin
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from vkrt import catalog
 from vkrt.demo.initialize import initialize
 from vkrt.demo.rounds import step_loss
-from vkrt.demo.run import State, annealed, log, make_optimizers, save_weights
+from vkrt.demo.run import Course, State, annealed, make_optimizers, resume, save_weights, take_steps
 from vkrt.demo.scenes import make_scene
 from vkrt.models.sam2.model import Sam2
 from vkrt.weights.sam2 import load_sam2
@@ -177,27 +176,16 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     state = build(recipe)
-    if (out / "state.pt").exists():
-        state.restore(out / "state.pt")
-        print(f"going on from step {state.step}", flush=True)
-    elif start_from is not None:
+    if not resume(state, out) and start_from is not None:
         state.begin_with(load_sam2(start_from, recipe.model)[1].state_dict())
     source = batches(recipe, state.step * recipe.batch, workers)
-    rows: list[dict[str, float]] = []
-    last = recipe.steps if until is None else min(until, recipe.steps)
-    while state.step < last:
-        start = time.monotonic()
-        pixels, masks = next(source)
-        rows.append(advance(state, recipe, pixels, masks))
-        state.seconds += time.monotonic() - start
-        if state.step % LOG_EVERY == 0:
-            drawn = f"scenes={state.step * recipe.batch}"
-            log(state, mean_row(recipe, rows), out / "curve.csv", drawn)
-            rows.clear()
-        if state.step % SAVE_EVERY == 0:
-            state.save(out / "state.pt")
-    state.save(out / "state.pt")
-    return state.averaged
+    return take_steps(
+        state,
+        out,
+        Course(recipe.steps, until, LOG_EVERY, SAVE_EVERY, ("scenes", recipe.batch)),
+        lambda: advance(state, recipe, *next(source)),
+        lambda rows: mean_row(recipe, rows),
+    )
 
 
 def advance(state: State, recipe: Recipe, pixels: Tensor, masks: Tensor) -> dict[str, float]:
