@@ -116,6 +116,14 @@ def test_a_bundle_that_is_not_what_is_asked_for(
     assert "\n" not in str(caught.value)
 
 
+def test_int8_is_no_precision_of_every_backend(pico: str, copied: Callable[[], Path]) -> None:
+    folder = copied()
+    edit(folder, lambda content: content.update(precision="int8"))
+    with pytest.raises(vkrt.BackendError, match="int8 weights, which the openvino backend can't"):
+        vkrt.load(pico, folder, backend="openvino")
+    assert vkrt.load(pico, folder, backend="onnx").backend == "onnx"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

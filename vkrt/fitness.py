@@ -25,6 +25,12 @@ def check_runs(bundle: Bundle, backend: str, precision: str | Mapping[str, str])
             f"{folder} is a bundle, which {backend} can't run; "
             'give its checkpoint, or backend="onnx"'
         )
+    runner = backends.bundle_runner(backend)
+    if not backends.runs_precision(runner, held.precision):
+        raise BackendError(
+            f"{folder} holds {held.precision} weights, which the {runner} backend can't run; "
+            "take backend=\"onnx\" (pip install 'vkrt[cpu]') or export it again in fp32"
+        )
     if precision not in ("auto", held.precision):
         raise BackendError(
             f"{folder} holds {held.precision} weights, not {precision}; "

@@ -22,6 +22,7 @@ __all__ = [
     "may_use_bundle",
     "needed_to_export",
     "runs_bundles",
+    "runs_precision",
 ]
 
 
@@ -126,6 +127,11 @@ def on_gpu(device: str) -> bool:
 def runs_bundles(backend: str) -> bool:
     """Tell whether this is the name of a backend that runs bundles."""
     return backend in _KINDS and bool(_KINDS[backend].precisions)
+
+
+def runs_precision(backend: str, precision: str) -> bool:
+    """Tell whether this is the name of a backend that runs bundles in a precision."""
+    return backend in _KINDS and precision in _KINDS[backend].precisions
 
 
 def bundle_runner(backend: str) -> str:
