@@ -91,4 +91,19 @@ PARTS = (
         averaged=True,
         seed=2,
     ),
+    # And more of the same.
+    TrackRecipe(
+        image_size=512,
+        steps=360,
+        clips=1,
+        scenes=0,
+        frames=(6, 10),
+        stride=3,
+        learning_rate=7e-4,
+        decoder_share=0.0,
+        encoder_share=0.0,
+        encoder_from=1.0,
+        trust_until=0.0,
+        seed=3,
+    ),
 )
