@@ -18,7 +18,15 @@ from vkrt.options import Options
 from vkrt.stage import Stage
 from vkrt.steps import CutFile
 
-__all__ = ["Expectation", "Figure", "check_stage", "compare", "expect", "refuse_failures"]
+__all__ = [
+    "Expectation",
+    "Figure",
+    "check_stage",
+    "compare",
+    "expect",
+    "refuse_failures",
+    "worse_of",
+]
 
 # How much further from eager PyTorch an export may be than eager PyTorch is from more bits.
 FACTOR = 8.0
@@ -149,6 +157,15 @@ def note(figure: Figure, sizes: Mapping[str, int], found: np.ndarray, wanted: np
 def worse(one: float, other: float) -> float:
     """Return the larger of two differences; NaN is larger than any."""
     return float(np.maximum(one, other))
+
+
+def worse_of(one: Figure, other: Figure) -> Figure:
+    """Return what two forms of a stage, tried alike, are off by at most in the same output."""
+    return replace(
+        one,
+        max_abs=worse(one.max_abs, other.max_abs),
+        max_relative=worse(one.max_relative, other.max_relative),
+    )
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:

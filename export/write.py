@@ -10,11 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vkrt.bundle import building
-from vkrt.export.check import Expectation, Figure, compare, expect, refuse_failures
-from vkrt.export.int8.recipe import Int8
+from vkrt.export.check import Expectation, Figure, compare, expect, refuse_failures, worse_of
+from vkrt.export.int8.recipe import ENCODER, Int8
 from vkrt.export.int8.stages import quantize_stages, wants_draft
+from vkrt.export.shared import keep_one
 from vkrt.export.to_onnx import stage_to_onnx
-from vkrt.manifest import SD35, Header, write_manifest
+from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage
 from vkrt.steps import CutFile
 
@@ -49,8 +50,6 @@ def write_bundle(
     """
     quantized = header.precision == "int8"
     precision = "fp32" if quantized else header.precision
-    # Masks are asked of files that are whole.
-    may_cut = not quantized or header.family == SD35
     with building(out, force) as folder:
         figures: dict[str, list[Figure]] = {}
         expected: dict[str, Expectation] = {}
@@ -58,6 +57,8 @@ def write_bundle(
         drafts: dict[str, Path] = {}
         for stage in stages:
             name, path = stage.name, folder / f"{stage.name}.onnx"
+            # What quantizes this one changes a single file.
+            may_cut = not quantized or name != ENCODER
             expected[name] = expect(stage, precision)
             if quantized and wants_draft(name):
                 drafts[name] = folder / f"{name}.draft.onnx"
@@ -73,6 +74,8 @@ def write_bundle(
                 written[name] = quick
                 wanted = replace(expected[name], precision="int8")
                 figures[name] = hold_against(wanted, quick.module)
+        # Only now: what quantizes a stage replaces all of its files.
+        keep_one(folder)
         for name, source in (files or {}).items():
             shutil.copyfile(source, folder / name)
         parity = [asdict(figure) for found in figures.values() for figure in found]
@@ -80,14 +83,13 @@ def write_bundle(
 
 
 def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:
-    """Return how far a file of a stage is off, whole and, where there are some, in its steps.
+    """Return how far a file of a stage is off: whole or, where that is worse, in its steps.
 
     Raises:
         BackendError: an output is off by too much.
     """
-    forms: list[Path | CutFile] = [made]
+    figures = compare(expected, made)
     if isinstance(made, CutFile):
-        forms.insert(0, made.path)
-    figures = [figure for form in forms for figure in compare(expected, form)]
+        figures = list(map(worse_of, figures, compare(expected, made.path)))
     refuse_failures(figures)
     return figures

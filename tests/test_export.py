@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from vkrt import catalog
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.bundle import read_bundle
 from vkrt.cli import main
-from vkrt.errors import BackendError, VkrtError
+from vkrt.errors import BackendError, CheckpointError, VkrtError
 from vkrt.export import files, write
-from vkrt.export.check import Figure, check_stage, refuse_failures
+from vkrt.export.check import Figure, check_stage, refuse_failures, worse_of
 from vkrt.export.half import LEAST_VALUES, round_half
 from vkrt.export.inputs import random_inputs, traced_sizes, trial_sizes
 from vkrt.export.to_onnx import stage_to_onnx
@@ -128,6 +129,14 @@ def test_a_figure_that_fails(error: float) -> None:
         refuse_failures([good, bad])
 
 
+def test_the_worse_of_two_forms_counts() -> None:
+    whole, steps = (Figure("s", "y", ["n=1"], a, r, 1e-5) for a, r in ((2.0, 1e-7), (1.0, 3e-7)))
+    for one, other in ((whole, steps), (steps, whole)):
+        assert worse_of(one, other) == Figure("s", "y", ["n=1"], 2.0, 3e-7, 1e-5)
+    lost = replace(steps, max_relative=float("nan"))
+    assert not worse_of(whole, lost).passed and not worse_of(lost, whole).passed
+
+
 def test_nan_in_an_output_fails(tmp_path: Path) -> None:
     class Root(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -171,6 +180,34 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_allclose(
         found[1], stage.module(*map(torch.from_numpy, arrays))[1].numpy(), rtol=1e-5
     )
+
+
+class Doubled(Mixer):
+    """Give twice what a Mixer gives, from the same weights."""
+
+    def forward(self, rows: Tensor, labels: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, total = super().forward(rows, labels, shift)
+        return 2 * mixed, 2 * total
+
+
+def test_stages_of_the_same_weights_keep_one_file_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_INLINE_BYTES", 1000)
+    other = mixer().module
+    with torch.no_grad():
+        other.linear.weight[3, 5] += 1
+    modules = {"mixer": mixer().module, "mixer_doubled": Doubled().eval(), "other": other}
+    stages = {name: replace(mixer(), name=name, module=made) for name, made in modules.items()}
+    write.write_bundle(HEADER, stages.values(), tmp_path / "b")
+    bundle = read_bundle(tmp_path / "b")
+    graphs = {f"{name}.onnx" for name in stages}
+    assert set(bundle.bytes) == {*graphs, "mixer.onnx.data", "other.onnx.data"}
+    for name, stage in stages.items():
+        refuse_failures(check_stage(stage, bundle.stages[name].module))
+    (tmp_path / "b/mixer.onnx.data").write_bytes(bytes(bundle.bytes["mixer.onnx.data"]))
+    with pytest.raises(CheckpointError, match="changed"):
+        read_bundle(tmp_path / "b")
 
 
 # fp16 weights.
@@ -293,8 +330,7 @@ def test_the_manifest_of_a_real_export(pico: str, pico_bundle: Path, pico_checkp
     assert header.fingerprint == fingerprint(module)
     assert header.preprocessing["mean"] == [0.485, 0.456, 0.406]
     outputs = [(s.name, port.name) for s in stages.values() for port in s.outputs]
-    # Stages that are cut have figures of the whole and of the steps.
-    assert list(dict.fromkeys((f["stage"], f["output"]) for f in header.parity)) == outputs
+    assert [(f["stage"], f["output"]) for f in header.parity] == outputs
     assert all(f["max_relative"] <= f["allowed"] < 1e-3 for f in header.parity)
 
 
@@ -384,7 +420,7 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_packaged_model_exports(tmp_path: Path, precision: str) -> None:
     bundle = export_model("sam2.1-nano", tmp_path / "b", precision=precision)
-    weights = catalog.find("sam2.1-nano").packaged
-    assert weights is not None
+    known = catalog.find("sam2.1-nano")
+    assert known.packaged is not None
     assert all(f["max_relative"] <= f["allowed"] for f in bundle.header.parity)
-    assert bundle.header.image_size == 320
+    assert bundle.header.image_size == known.config.image_size

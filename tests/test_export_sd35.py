@@ -258,6 +258,10 @@ def test_what_the_bundle_holds(bundle: Bundle, eager: Generator) -> None:
         # No piece for every mark, but for every layer of them.
         assert sum(isinstance(step, Piece) for step in steps) <= count + 1
     assert not isinstance(bundle.stages["t5"].module, CutFile)
+    # Two stages of one transformer, whose weights are there once.
+    assert "mmdit.onnx.data" in bundle.bytes and "mmdit_controlled.onnx.data" not in bundle.bytes
+    pairs = [(figure["stage"], figure["output"]) for figure in header.parity]
+    assert len(set(pairs)) == len(pairs)
 
 
 @pytest.mark.slow

@@ -17,10 +17,12 @@ import onnx_ir as ir
 import pytest
 
 import vkrt
+from vkrt.backends import cut as cut_backend
 from vkrt.bundle import read_bundle
 from vkrt.cli import main
 from vkrt.errors import BackendError
 from vkrt.export import files, write
+from vkrt.export.check import check_stage, refuse_failures
 from vkrt.export.files import load_model, save_model
 from vkrt.export.int8 import recipe
 from vkrt.export.int8.gate import Gate, Verdict
@@ -30,6 +32,7 @@ from vkrt.export.int8.recipe import ENCODER, Int8
 from vkrt.exporting import export_model
 from vkrt.manifest import Header, write_manifest
 from vkrt.stage import Stage
+from vkrt.steps import CutFile, Piece
 
 INT8_FASTER = {FP32: 3.0, STATIC: 1.0, DYNAMIC: 2.0}
 INT8_SLOWER = {FP32: 1.0, STATIC: 1.0, DYNAMIC: 1.0}
@@ -162,15 +165,24 @@ def test_int8_that_gains_nothing_is_refused(
 @pytest.fixture
 def ready_files(monkeypatch: pytest.MonkeyPatch, pico_bundle: Path) -> None:
     """Let an export of the smallest model take its fp32 files from a ready bundle."""
+    ready = read_bundle(pico_bundle).stages
 
     def stage_to_onnx(
         stage: Stage, path: Path, precision: str, may_cut: bool, draft: Path | None
-    ) -> Path:
-        assert precision == "fp32" and not may_cut and draft is None
-        # Weights of a stage that was cut lie beside it.
-        for file in pico_bundle.glob(f"{path.name}*"):
+    ) -> Path | CutFile:
+        assert precision == "fp32" and draft is None
+        assert may_cut == (stage.name != ENCODER)
+        # Pieces of a stage that was cut lie beside it, and so do their weights.
+        for file in pico_bundle.glob(f"{path.stem}.*"):
             shutil.copy(file, path.parent)
-        return path
+        module = ready[stage.name].module
+        if not may_cut or not isinstance(module, CutFile):
+            return path
+        steps = [
+            replace(step, path=path.with_name(step.path.name)) if isinstance(step, Piece) else step
+            for step in module.steps
+        ]
+        return CutFile(path, tuple(steps))
 
     monkeypatch.setattr(write, "stage_to_onnx", stage_to_onnx)
     monkeypatch.setattr(recipe, "time_forms", faster_late)
@@ -202,6 +214,49 @@ def test_the_command_writes_int8(
     errors = [f["max_relative"] for f in by_stage[ENCODER]]
     assert 1e-3 < max(errors) < 0.5 and {f["allowed"] for f in by_stage[ENCODER]} == {0.5}
     assert all(f["allowed"] < 1e-3 for f in by_stage["mask_decoder"])
+
+
+def test_attention_to_memories_is_cut_out_of_an_int8_bundle(
+    ready_files: None,
+    pico: str,
+    pico_bundle: Path,
+    pico_checkpoint: Path,
+    tmp_path: Path,
+    verdicts: list[float],
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vkrt.models.sam2.stage_set import all_stages
+    from vkrt.weights.sam2 import load_sam2
+
+    bundle = export_model(pico, tmp_path / "b", pico_checkpoint, precision="int8")
+    cut = {name: s for name, s in bundle.stages.items() if isinstance(s.module, CutFile)}
+    assert set(cut) == {"memory_attention"}
+    eager = all_stages(load_sam2(pico_checkpoint, pico)[1])
+    for name, stage in cut.items():
+        refuse_failures(check_stage(eager[name], stage.module))
+    calls: list[tuple[int, ...]] = []
+    attend = cut_backend.host_attention.attend
+
+    def counted(query: np.ndarray, *others: Any, **options: Any) -> np.ndarray:
+        calls.append(query.shape)
+        return attend(query, *others, **options)
+
+    monkeypatch.setattr(cut_backend.host_attention, "attend", counted)
+    monkeypatch.setattr(cut_backend.host_attention, "IS_NATIVE", True)
+    found, fp32 = (tracked(folder, photo) for folder in (bundle.folder, pico_bundle))
+    assert len(calls) == 2 * 2
+    monkeypatch.setattr(cut_backend.host_attention, "IS_NATIVE", False)
+    np.testing.assert_allclose(found, tracked(bundle.folder, photo), atol=1e-5)
+    assert len(calls) == 2 * 2
+    assert 0 < np.abs(found - fp32).max() < 0.1 * np.abs(fp32).max()
+
+
+def tracked(folder: Path, photo: np.ndarray) -> np.ndarray:
+    """Return the object scores of three frames: masks of random weights are empty."""
+    with vkrt.load(folder) as sam, sam.track([photo, photo[::-1], photo]) as track:
+        track.prompt(frame=0, obj=1, points=[[70, 40]])
+        return np.concatenate([frame.object_scores for frame in track.propagate()])
 
 
 def test_a_broken_int8_stage_is_not_written(
