@@ -48,11 +48,13 @@ class Task:
         case: one of CASES.
         frames: how many.
         weights: file of the model's weights, "" for its own.
+        image_size: side of the model's input, in pixels.
     """
 
     case: str
     model: str
     weights: str
+    image_size: int
     backend: str
     frames: int
 
@@ -98,7 +100,13 @@ CASES: dict[str, Callable[[vkrt.Segmenter, int], Iterator[object]]] = {
 def watch(task: Task) -> tuple[list[tuple[int, float]], float]:
     """Return the frames done and the MiB held at each reading, and the seconds a frame."""
     weights = task.weights or pull(catalog.find(task.model), offline=True)
-    sam = vkrt.load(task.model, weights, backend=task.backend, embedding_cache_bytes=0)
+    sam = vkrt.load(
+        task.model,
+        weights,
+        backend=task.backend,
+        image_size=task.image_size,
+        embedding_cache_bytes=0,
+    )
     readings: list[tuple[int, float]] = []
     start = time.perf_counter()
     for done, _ in enumerate(CASES[task.case](sam, task.frames), start=1):
@@ -132,6 +140,7 @@ def judge(task: Task, readings: list[tuple[int, float]], seconds: float) -> Endu
         threads=machine["cores"],
         case=task.case,
         model=task.model,
+        image_size=task.image_size,
         backend=task.backend,
         frames=task.frames,
         objects=OBJECTS,
@@ -147,12 +156,24 @@ def judge(task: Task, readings: list[tuple[int, float]], seconds: float) -> Endu
 def show(rows: list[EnduranceRow]) -> None:
     """Print the rows as a table."""
     table = Table(title=f"{OBJECTS} objects; memory after the first {WARM_UP:.0%} of the frames")
-    for name in ("case", "model", "backend", "frames", "ms", "MiB", "from", "to", "growth", "bar"):
+    for name in (
+        "case",
+        "model",
+        "size",
+        "backend",
+        "frames",
+        "ms",
+        "MiB",
+        "from",
+        "to",
+        "growth",
+        "bar",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         figures = (row.ms_a_frame, row.rss_mib, row.lowest_mib, row.highest_mib)
         rise = (f"{row.growth_mib:+.3f}", f"{row.bar:.3f}")
-        names = (row.case, row.model, row.backend, str(row.frames))
+        names = (row.case, row.model, str(row.image_size), row.backend, str(row.frames))
         table.add_row(*names, *(f"{figure:.1f}" for figure in figures), *rise)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
@@ -160,6 +181,7 @@ def show(rows: list[EnduranceRow]) -> None:
 def main(
     model: Annotated[str, typer.Option(help="Catalog name.")] = "sam2.1-nano",
     weights: Annotated[str, typer.Option(help="Weights; none: the model's own.")] = "",
+    image_size: Annotated[int | None, typer.Option(help="Side of the model's input.")] = None,
     backend: Annotated[str, typer.Option(help="As vkrt.load takes it.")] = "onnx",
     stream: Annotated[int, typer.Option(min=0, help="Frames of the stream; 0: none.")] = 10_000,
     track: Annotated[int, typer.Option(min=0, help="Frames of the clip; 0: none.")] = 2_000,
@@ -174,7 +196,8 @@ def main(
     try:
         if not dry:
             check_columns(ENDURANCE, EnduranceRow)
-        tasks = [Task(c, model, weights, backend, n) for c, n in counts.items() if n]
+        side = catalog.find(model, image_size).config.image_size
+        tasks = [Task(c, model, weights, side, backend, n) for c, n in counts.items() if n]
         rows = [judge(task, *run_apart(task)) for task in tasks]
     except (ValueError, VkrtError) as error:
         print(f"benchmarks.endurance: {error}", file=sys.stderr)

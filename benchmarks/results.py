@@ -145,6 +145,7 @@ class EnduranceRow:
     threads: int
     case: str
     model: str
+    image_size: int
     backend: str
     frames: int
     objects: int
