@@ -57,7 +57,7 @@ quality: $(VENV)/.installed  ## Measure the demo model on 500 held-out scenes: b
 train: $(VENV)/.installed  ## Train the demo model, or go on: pictures, then tracking: out/train
 	$(BIN)/python -m vkrt.demo.train --out $(TRAIN_OUT)
 	$(BIN)/python -m vkrt.demo.track_train --out $(TRAIN_OUT)/track \
-		--start-from "$$(ls $(TRAIN_OUT)/part-*/$(DEMO_MODEL).safetensors | tail -n 1)"
+		--start-from "$$(ls -v $(TRAIN_OUT)/part-*/$(DEMO_MODEL).safetensors | tail -n 1)"
 
 bundle: $(VENV)/.installed  ## Export the demo model's weights into the bundle that ships with vkrt
 	$(BIN)/vkrt export $(DEMO_MODEL) --precision fp16 --force \

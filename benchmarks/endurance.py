@@ -156,19 +156,8 @@ def judge(task: Task, readings: list[tuple[int, float]], seconds: float) -> Endu
 def show(rows: list[EnduranceRow]) -> None:
     """Print the rows as a table."""
     table = Table(title=f"{OBJECTS} objects; memory after the first {WARM_UP:.0%} of the frames")
-    for name in (
-        "case",
-        "model",
-        "size",
-        "backend",
-        "frames",
-        "ms",
-        "MiB",
-        "from",
-        "to",
-        "growth",
-        "bar",
-    ):
+    whose = ("case", "model", "size", "backend", "frames")
+    for name in (*whose, "ms", "MiB", "from", "to", "growth", "bar"):
         table.add_column(name, justify="right")
     for row in rows:
         figures = (row.ms_a_frame, row.rss_mib, row.lowest_mib, row.highest_mib)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["PARTS", "TrackRecipe"]
 
@@ -60,6 +60,19 @@ class TrackRecipe:
     seed: int = 0
 
 
+# What pictures need stays as it is.
+MEMORY_ALONE = TrackRecipe(
+    image_size=512,
+    clips=1,
+    scenes=0,
+    frames=(6, 10),
+    stride=3,
+    decoder_share=0.0,
+    encoder_share=0.0,
+    encoder_from=1.0,
+    trust_until=0.0,
+)
+
 # First at a size where steps are cheap, then at the one that the model runs at, on longer clips.
 PARTS = (
     TrackRecipe(fresh=True),
@@ -75,35 +88,6 @@ PARTS = (
         trust_until=0.0,
         seed=1,
     ),
-    # What pictures need stays as it is from here on.
-    TrackRecipe(
-        image_size=512,
-        steps=200,
-        clips=1,
-        scenes=0,
-        frames=(6, 10),
-        stride=3,
-        learning_rate=6e-4,
-        decoder_share=0.0,
-        encoder_share=0.0,
-        encoder_from=1.0,
-        trust_until=0.0,
-        averaged=True,
-        seed=2,
-    ),
-    # And more of the same.
-    TrackRecipe(
-        image_size=512,
-        steps=360,
-        clips=1,
-        scenes=0,
-        frames=(6, 10),
-        stride=3,
-        learning_rate=7e-4,
-        decoder_share=0.0,
-        encoder_share=0.0,
-        encoder_from=1.0,
-        trust_until=0.0,
-        seed=3,
-    ),
+    replace(MEMORY_ALONE, steps=200, learning_rate=6e-4, averaged=True, seed=2),
+    replace(MEMORY_ALONE, steps=360, learning_rate=7e-4, seed=3),
 )
