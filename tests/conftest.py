@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +95,20 @@ def copied(pico_bundle: Path, tmp_path: Path) -> Callable[[], Path]:
         return shutil.copytree(pico_bundle, tmp_path / secrets.token_hex(4))
 
     return copy
+
+
+@pytest.fixture
+def host_attentions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the shapes of the queries that go to the host attention, which counts as native."""
+    from vkrt.kernels import host_attention
+
+    shapes: list[tuple[int, ...]] = []
+    attend = host_attention.attend
+
+    def noted(query: np.ndarray, *others: Any, **options: Any) -> np.ndarray:
+        shapes.append(query.shape)
+        return attend(query, *others, **options)
+
+    monkeypatch.setattr(host_attention, "attend", noted)
+    monkeypatch.setattr(host_attention, "IS_NATIVE", True)
+    return shapes

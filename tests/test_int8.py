@@ -224,6 +224,7 @@ def test_attention_to_memories_is_cut_out_of_an_int8_bundle(
     tmp_path: Path,
     verdicts: list[float],
     photo: np.ndarray,
+    host_attentions: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from vkrt.models.sam2.stage_set import all_stages
@@ -235,20 +236,12 @@ def test_attention_to_memories_is_cut_out_of_an_int8_bundle(
     eager = all_stages(load_sam2(pico_checkpoint, pico)[1])
     for name, stage in cut.items():
         refuse_failures(check_stage(eager[name], stage.module))
-    calls: list[tuple[int, ...]] = []
-    attend = cut_backend.host_attention.attend
-
-    def counted(query: np.ndarray, *others: Any, **options: Any) -> np.ndarray:
-        calls.append(query.shape)
-        return attend(query, *others, **options)
-
-    monkeypatch.setattr(cut_backend.host_attention, "attend", counted)
-    monkeypatch.setattr(cut_backend.host_attention, "IS_NATIVE", True)
+    host_attentions.clear()
     found, fp32 = (tracked(folder, photo) for folder in (bundle.folder, pico_bundle))
-    assert len(calls) == 2 * 2
+    assert len(host_attentions) == 2 * 2
     monkeypatch.setattr(cut_backend.host_attention, "IS_NATIVE", False)
     np.testing.assert_allclose(found, tracked(bundle.folder, photo), atol=1e-5)
-    assert len(calls) == 2 * 2
+    assert len(host_attentions) == 2 * 2
     assert 0 < np.abs(found - fp32).max() < 0.1 * np.abs(fp32).max()
 
 
