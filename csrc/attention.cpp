@@ -4,9 +4,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "key_blocks.h"
+#include "paired_blocks.h"
 #include "panels.h"
 #include "parallel.h"
 
@@ -53,11 +55,31 @@ std::vector<KeyBlocks> make_blocks(const AttentionInput& input, const AttentionS
     return blocks;
 }
 
-// Show every block to every panel: all panels see one before the next is fetched.
-void run(const KeyBlocks& blocks, const Tile& tile, const Panels& panels,
+// The blocks of all objects, as a Tile takes them.
+class Blocks {
+   public:
+    Blocks(const AttentionInput& input, const AttentionShape& shape, const Tile& tile, int threads)
+        : blocks_(make_blocks(input, shape)) {
+        if (tile.numbers == 2) paired_.emplace(blocks_, shape.depth, shape.width, threads);
+    }
+
+    std::ptrdiff_t size(std::size_t object) const { return blocks_[object].size(); }
+
+    // Return a block, which is good until `room` is used again.
+    KeyBlock at(std::size_t object, std::ptrdiff_t index, std::vector<float>& room) const {
+        return paired_ ? paired_->at(object, index) : blocks_[object].at(index, room);
+    }
+
+   private:
+    std::vector<KeyBlocks> blocks_;
+    std::optional<PairedBlocks> paired_;
+};
+
+// Show every block of an object to every panel: all panels see one before the next is fetched.
+void run(const Blocks& blocks, std::size_t object, const Tile& tile, const Panels& panels,
          std::vector<float>& room) {
-    for (std::ptrdiff_t b = 0; b < blocks.size(); ++b) {
-        const KeyBlock block = blocks.at(b, room);
+    for (std::ptrdiff_t b = 0; b < blocks.size(object); ++b) {
+        const KeyBlock block = blocks.at(object, b, room);
         for (std::ptrdiff_t p = 0; p < panels.size(); ++p) tile.add_block(block, panels.at(p));
     }
 }
@@ -69,7 +91,7 @@ void attend(const AttentionInput& input, const AttentionShape& shape, const Tile
     const int most = thread_count(threads);
     const std::ptrdiff_t step = queries_per_task(shape, tile.queries, most);
     const std::vector<Task> tasks = make_tasks(shape, step);
-    const std::vector<KeyBlocks> blocks = make_blocks(input, shape);
+    const Blocks blocks(input, shape, tile, most);
     const auto used = static_cast<int>(std::min(tasks.size(), static_cast<std::size_t>(most)));
     std::atomic<std::size_t> next{0};
     // Each body takes tasks until none is left, so that its buffers are made once.
@@ -83,7 +105,7 @@ void attend(const AttentionInput& input, const AttentionShape& shape, const Tile
             Rows queries = input.query.of(task.object, shape.heads);
             queries.data = queries.at(task.first);
             panels.start(queries, task.count);
-            run(blocks[static_cast<std::size_t>(task.object)], tile, panels, room);
+            run(blocks, static_cast<std::size_t>(task.object), tile, panels, room);
             panels.finish(out + row * shape.width, shape.heads * shape.width);
         }
     });

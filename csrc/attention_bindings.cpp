@@ -14,15 +14,21 @@ namespace vkrt {
 
 namespace {
 
-std::vector<std::string> instructions() {
+Precision precision_of(const std::string& name) {
+    if (name == "fp32") return Precision::kFp32;
+    if (name == "bf16") return Precision::kBf16;
+    throw py::value_error("precision must be fp32 or bf16, not " + name);
+}
+
+std::vector<std::string> instructions(const std::string& precision) {
     std::vector<std::string> names;
-    for (const Tile* tile : usable_tiles()) names.emplace_back(tile->name);
+    for (const Tile* tile : usable_tiles(precision_of(precision))) names.emplace_back(tile->name);
     return names;
 }
 
-const Tile& find_tile(const std::optional<std::string>& name) {
+const Tile& find_tile(const std::string& precision, const std::optional<std::string>& name) {
     std::string known;
-    for (const Tile* tile : usable_tiles()) {
+    for (const Tile* tile : usable_tiles(precision_of(precision))) {
         if (!name || *name == tile->name) return *tile;
         known += (known.empty() ? "" : ", ") + std::string(tile->name);
     }
@@ -79,12 +85,13 @@ AttentionShape checked_shape(const py::array& query, const py::array& key, const
 
 py::array_t<float> attention(const py::array& query, const py::array& key, const py::array& value,
                              const std::optional<py::array>& bias, int threads,
+                             const std::string& precision,
                              const std::optional<std::string>& instructions) {
     AttentionInput input{view(query, "query"), view(key, "key"), view(value, "value"), nullptr};
     const AttentionShape shape = checked_shape(query, key, value);
     input.bias = view_bias(bias, shape);
     const int used = checked_threads(threads);
-    const Tile& tile = find_tile(instructions);
+    const Tile& tile = find_tile(precision, instructions);
     std::vector<py::ssize_t> sizes{shape.batch, shape.queries, shape.heads, shape.width};
     checked_product({shape.batch, shape.queries, shape.heads, shape.width}, sizeof(float));
     if (query.ndim() == 3) sizes.erase(sizes.begin() + 2);
@@ -100,7 +107,7 @@ py::array_t<float> attention(const py::array& query, const py::array& key, const
 py::array_t<float> attention_exp2(const py::array& exponents,
                                   const std::optional<std::string>& instructions) {
     check_layout<float>(exponents, "exponents", 1);
-    const Tile& tile = find_tile(instructions);
+    const Tile& tile = find_tile("bf16", instructions);
     py::array_t<float> result(exponents.size());
     const auto* x = static_cast<const float*>(exponents.data());
     float* out = result.mutable_data();
@@ -116,16 +123,17 @@ py::array_t<float> attention_exp2(const py::array& exponents,
 
 void define_attention(py::module_& module) {
     module.def("attention", &attention, py::arg("query"), py::arg("key"), py::arg("value"),
-               py::arg("bias") = py::none(), py::arg("threads") = 0,
+               py::arg("bias") = py::none(), py::arg("threads") = 0, py::arg("precision") = "fp32",
                py::arg("instructions") = py::none(),
                "Return softmax(query key^T / sqrt(D) + bias) value of (N, Q, D), (N, K, D), "
                "(N, K, V) and (N, K) float32: (N, Q, V). Keys with a bias of -1e8 or less are left "
                "out. With heads, (N, Q, H, D), (N, K, H, D) and (N, K, H, V) of any strides but the "
-               "last: (N, Q, H, V).");
+               "last: (N, Q, H, V). In bf16, query, key, value and weights may be rounded to that "
+               "where products are faster so.");
     module.def("attention_exp2", &attention_exp2, py::arg("exponents"),
                py::arg("instructions") = py::none(),
                "Return 2**exponents of (K,) float32, at most 0, as attention computes it.");
-    module.def("attention_instructions", &instructions,
+    module.def("attention_instructions", &instructions, py::arg("precision") = "fp32",
                "Return what attention can use on this machine, the best first.");
 }
 

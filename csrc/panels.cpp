@@ -5,6 +5,8 @@
 #include <limits>
 #include <memory>
 
+#include "bf16.h"
+
 namespace vkrt {
 
 namespace {
@@ -18,8 +20,8 @@ std::ptrdiff_t panels_for(std::ptrdiff_t queries, std::ptrdiff_t lanes) {
 }  // namespace
 
 Panels::Panels(std::ptrdiff_t most, std::ptrdiff_t depth, std::ptrdiff_t width, const Tile& tile)
-    : depth_(depth), width_(width), lanes_(tile.queries) {
-    const std::ptrdiff_t of_panels = panels_for(most, lanes_) * (depth + width + 2) * lanes_;
+    : tile_(tile), depth_(depth), width_(width), lanes_(tile.queries) {
+    const std::ptrdiff_t of_panels = panels_for(most, lanes_) * floats_of_panel();
     const auto floats = static_cast<std::size_t>(of_panels + kBlockKeys * lanes_);
     memory_.resize(floats + kCacheLine / sizeof(float));
     // A vector that lies across two cache lines is read at half the speed.
@@ -30,9 +32,13 @@ Panels::Panels(std::ptrdiff_t most, std::ptrdiff_t depth, std::ptrdiff_t width, 
     panels_ = weights_ + kBlockKeys * lanes_;
 }
 
+std::ptrdiff_t Panels::floats_of_panel() const {
+    return (tile_.units(depth_) + width_ + 2) * lanes_;
+}
+
 Panel Panels::at(std::ptrdiff_t index) const {
-    float* queries = panels_ + index * (depth_ + width_ + 2) * lanes_;
-    float* sums = queries + depth_ * lanes_;
+    float* queries = panels_ + index * floats_of_panel();
+    float* sums = queries + tile_.units(depth_) * lanes_;
     float* largest = sums + width_ * lanes_;
     return {depth_, width_, queries, weights_, largest, largest + lanes_, sums};
 }
@@ -49,11 +55,16 @@ void Panels::start(const Rows& queries, std::ptrdiff_t count) {
 void Panels::fill(const Panel& panel, const Rows& queries, std::ptrdiff_t first,
                   std::ptrdiff_t count) {
     const float scale = kLog2E / std::sqrt(static_cast<float>(depth_));
-    std::fill_n(panel.queries, depth_ * lanes_, 0.0F);
+    std::fill_n(panel.queries, tile_.units(depth_) * lanes_, 0.0F);
     for (std::ptrdiff_t lane = 0; lane < count; ++lane) {
         const float* query = queries.at(first + lane);
-        for (std::ptrdiff_t i = 0; i < depth_; ++i) {
-            panel.queries[i * lanes_ + lane] = query[i] * scale;
+        float* to = panel.queries + lane;
+        if (tile_.numbers == 2) {
+            for (std::ptrdiff_t i = 0; i < depth_; i += 2, to += lanes_) {
+                store_pair(query[i] * scale, i + 1 < depth_ ? query[i + 1] * scale : 0.0F, to);
+            }
+        } else {
+            for (std::ptrdiff_t i = 0; i < depth_; ++i, to += lanes_) *to = query[i] * scale;
         }
     }
     std::fill_n(panel.largest, lanes_, -std::numeric_limits<float>::infinity());

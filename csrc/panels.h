@@ -11,7 +11,7 @@ namespace vkrt {
 
 class Panels {
    public:
-    // Room for `most` queries and values of these sizes.
+    // Room for `most` queries and values of these sizes, for a Tile that must outlive this.
     Panels(std::ptrdiff_t most, std::ptrdiff_t depth, std::ptrdiff_t width, const Tile& tile);
 
     // Take `count` queries, and know nothing of their softmax.
@@ -24,8 +24,10 @@ class Panels {
     void finish(float* out, std::ptrdiff_t stride) const;
 
    private:
+    std::ptrdiff_t floats_of_panel() const;
     void fill(const Panel& panel, const Rows& queries, std::ptrdiff_t first, std::ptrdiff_t count);
 
+    const Tile& tile_;
     std::ptrdiff_t depth_, width_, lanes_;
     std::ptrdiff_t count_ = 0, size_ = 0;
     std::vector<float> memory_;

@@ -10,16 +10,24 @@
 #else
 #define VKRT_WIDE_TILES 0
 #endif
+#if VKRT_WIDE_TILES && (defined(__clang__) || __GNUC__ >= 10)
+#define VKRT_BF16_TILE 1
+#else
+#define VKRT_BF16_TILE 0
+#endif
 
 namespace vkrt {
 
 constexpr std::ptrdiff_t kBlockKeys = 128;
 constexpr float kLog2E = 1.44269504F;  // powers of 2 are quicker than those of e
 
+// The numbers of a product are held in units of four bytes, which hold one float or, for a Tile that
+// says so, two bf16; then a float is but what the bits of both are kept in. units(n) hold n numbers.
+
 // Up to kBlockKeys keys with their values; row by row, without gaps.
 struct KeyBlock {
-    const float* keys;    // (count, depth)
-    const float* values;  // (count, width)
+    const float* keys;    // (count, units(depth))
+    const float* values;  // (units(count), width)
     const float* bias;    // (count), times kLog2E
     std::ptrdiff_t count;
 };
@@ -29,7 +37,7 @@ struct KeyBlock {
 struct Panel {
     std::ptrdiff_t depth;  // of a query and of a key
     std::ptrdiff_t width;  // of a value
-    float* queries;        // (depth, queries), times kLog2E / sqrt(depth)
+    float* queries;        // (units(depth), queries), times kLog2E / sqrt(depth)
     float* weights;        // (kBlockKeys, queries), room to work in
     float* largest;        // (queries), the largest logit
     float* total;          // (queries), the sum of the weights 2^(logit - largest)
@@ -39,10 +47,13 @@ struct Panel {
 struct Tile {
     const char* name;
     std::ptrdiff_t queries;  // of one panel
+    std::ptrdiff_t numbers;  // of a unit
     // Add a block to what the panel knows.
     void (*add_block)(const KeyBlock& block, const Panel& panel);
     // out[i] = 2^x[i] as add_block has it: 1 for 0, 2^-125 below -125. For x of at most 0.
     void (*exp2)(const float* x, std::ptrdiff_t count, float* out);
+
+    std::ptrdiff_t units(std::ptrdiff_t count) const { return (count + numbers - 1) / numbers; }
 };
 
 extern const Tile kTile128;
@@ -50,8 +61,14 @@ extern const Tile kTile128;
 extern const Tile kTile256;
 extern const Tile kTile512;
 #endif
+#if VKRT_BF16_TILE
+extern const Tile kTileBf16;
+#endif
 
-// Return those that run on this machine, the best one first.
-const std::vector<const Tile*>& usable_tiles();
+// What the factors of a product may be rounded to.
+enum class Precision { kFp32, kBf16 };
+
+// Return those that run on this machine and round to no less, the best one first.
+const std::vector<const Tile*>& usable_tiles(Precision precision);
 
 }  // namespace vkrt

@@ -20,9 +20,9 @@ struct Lanes128 {
     using Word = std::uint32_t;
 #endif
 #if defined(__aarch64__)
-    static constexpr int kVectors = 3, kRows = 8;  // 24 sums in 32 registers
+    static constexpr int kVectors = 3, kRows = 8, kNumbers = 1;  // 24 sums in 32 registers
 #else
-    static constexpr int kVectors = 2, kRows = 4;  // 8 sums in 16, as products take some, too
+    static constexpr int kVectors = 2, kRows = 4, kNumbers = 1;  // 8 sums in 16, as products take some, too
 #endif
     // Less zero, as adding zero would cost an addition: -0 + 0 is not -0.
     VKRT_STEP static Float all(float x) { return x - Float{}; }
@@ -33,6 +33,7 @@ struct Lanes128 {
         return a * b + c;
 #endif
     }
+    VKRT_STEP static Float dot(Float a, Float b, Float c) { return multiply_add(a, b, c); }
     VKRT_STEP static Float larger(Float a, Float b) { return a > b ? a : b; }
     VKRT_STEP static Word shift(Word w, int n) { return w << n; }
 };

@@ -3,8 +3,11 @@
 //   Float, Word        vectors of float and of std::uint32_t; a plain number is one, too
 //   kVectors           how many make the queries of a panel
 //   kRows              keys, or columns of values, that are worked on at a time
+//   kNumbers           numbers in a unit
 //   all(x)             x in every lane
 //   multiply_add(a, b, c)   a * b + c
+//   dot(a, b, c)       the same of units: the products of their numbers, and c
+//   join(a, b)         units of a number of a and one of b; only where kNumbers is 2
 //   larger(a, b)       the larger one, b where either is NaN
 //   shift(w, n)        each lane shifted left by n bits
 #pragma once
@@ -40,6 +43,11 @@ constexpr std::ptrdiff_t kQueries =
 
 template <class Lanes>
 using Row = typename Lanes::Float[Lanes::kVectors];
+
+template <class Lanes>
+constexpr std::ptrdiff_t units(std::ptrdiff_t count) {
+    return (count + Lanes::kNumbers - 1) / Lanes::kNumbers;
+}
 
 template <class Lanes>
 VKRT_STEP typename Lanes::Float load(const float* from) {
@@ -88,7 +96,7 @@ VKRT_STEP void clear(Row<Lanes> (&sums)[kRows]) {
     }
 }
 
-// sums[r] += sum over i of left[r * row + i * step] * right[i]
+// sums[r] += sum over i of left[r * row + i * step] * right[i], all of them units
 template <class Lanes, int kRows>
 VKRT_STEP void multiply(const float* VKRT_RESTRICT left, std::ptrdiff_t row, std::ptrdiff_t step,
                         const float* VKRT_RESTRICT right, std::ptrdiff_t count,
@@ -104,7 +112,7 @@ VKRT_STEP void multiply(const float* VKRT_RESTRICT left, std::ptrdiff_t row, std
             const typename Lanes::Float factor = Lanes::all(left[r * row]);
             VKRT_UNROLL(8)
             for (int v = 0; v < Lanes::kVectors; ++v) {
-                sums[r][v] = Lanes::multiply_add(factor, vectors[v], sums[r][v]);
+                sums[r][v] = Lanes::dot(factor, vectors[v], sums[r][v]);
             }
         }
         left += step;
@@ -119,8 +127,8 @@ VKRT_STEP void compare(const KeyBlock& block, std::ptrdiff_t first, const Panel&
     constexpr std::ptrdiff_t kWidth = kQueries<Lanes> / Lanes::kVectors;
     Row<Lanes> sums[kRows];
     clear<Lanes, kRows>(sums);
-    multiply<Lanes, kRows>(block.keys + first * panel.depth, panel.depth, 1, panel.queries,
-                           panel.depth, sums);
+    const std::ptrdiff_t depth = units<Lanes>(panel.depth);
+    multiply<Lanes, kRows>(block.keys + first * depth, depth, 1, panel.queries, depth, sums);
     float* logits = panel.weights + first * kQueries<Lanes>;
     VKRT_UNROLL(16)
     for (int r = 0; r < kRows; ++r) {
@@ -134,8 +142,14 @@ VKRT_STEP void compare(const KeyBlock& block, std::ptrdiff_t first, const Panel&
     }
 }
 
-// Turn the logits into weights relative to `largest` and add them to the total; `scale` becomes
-// what earlier sums are to be multiplied with.
+// Return the weights of the key whose logits these are, for one vector of queries.
+template <class Lanes>
+VKRT_STEP typename Lanes::Float weight_of(const float* logits, typename Lanes::Float largest) {
+    return exp2_of<Lanes>(load<Lanes>(logits) - largest);
+}
+
+// Turn the logits into weights relative to `largest`, in units, and add them to the total; `scale`
+// becomes what earlier sums are to be multiplied with.
 template <class Lanes>
 VKRT_STEP void weigh(std::ptrdiff_t count, const Panel& panel, const Row<Lanes>& largest,
                      Row<Lanes>& scale) {
@@ -147,14 +161,25 @@ VKRT_STEP void weigh(std::ptrdiff_t count, const Panel& panel, const Row<Lanes>&
         scale[v] = exp2_of<Lanes>(load<Lanes>(panel.largest + v * kWidth) - largest[v]);
         total[v] = Lanes::all(0.0F);
     }
-    float* weights = panel.weights;
-    for (std::ptrdiff_t i = 0; i < count; ++i, weights += kQueries<Lanes>) {
+    const float* logits = panel.weights;
+    float* weights = panel.weights;  // units take no more room than logits, so they may lie there
+    for (std::ptrdiff_t i = 0; i < count; i += Lanes::kNumbers) {
         VKRT_UNROLL(8)
         for (int v = 0; v < Lanes::kVectors; ++v) {
-            const Float weight = exp2_of<Lanes>(load<Lanes>(weights + v * kWidth) - largest[v]);
+            Float weight = weight_of<Lanes>(logits + v * kWidth, largest[v]);
             total[v] = total[v] + weight;
+            if constexpr (Lanes::kNumbers == 2) {
+                Float next = Lanes::all(0.0F);
+                if (i + 1 < count) {
+                    next = weight_of<Lanes>(logits + kQueries<Lanes> + v * kWidth, largest[v]);
+                    total[v] = total[v] + next;
+                }
+                weight = Lanes::join(weight, next);
+            }
             store<Lanes>(weight, weights + v * kWidth);
         }
+        logits += Lanes::kNumbers * kQueries<Lanes>;
+        weights += kQueries<Lanes>;
     }
     VKRT_UNROLL(8)
     for (int v = 0; v < Lanes::kVectors; ++v) {
@@ -171,7 +196,8 @@ VKRT_STEP void blend(const KeyBlock& block, std::ptrdiff_t first, const Panel& p
     constexpr std::ptrdiff_t kWidth = kQueries<Lanes> / Lanes::kVectors;
     Row<Lanes> sums[kRows];
     clear<Lanes, kRows>(sums);
-    multiply<Lanes, kRows>(block.values + first, 1, panel.width, panel.weights, block.count, sums);
+    multiply<Lanes, kRows>(block.values + first, 1, panel.width, panel.weights,
+                           units<Lanes>(block.count), sums);
     float* kept = panel.sums + first * kQueries<Lanes>;
     VKRT_UNROLL(16)
     for (int r = 0; r < kRows; ++r) {
@@ -216,7 +242,7 @@ VKRT_TARGET void exp2_each(const float* x, std::ptrdiff_t count, float* out) {
 
 template <class Lanes>
 constexpr Tile make_tile(const char* name) {
-    return {name, kQueries<Lanes>, &add_block<Lanes>, &exp2_each<Lanes>};
+    return {name, kQueries<Lanes>, Lanes::kNumbers, &add_block<Lanes>, &exp2_each<Lanes>};
 }
 
 }  // namespace

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-__all__ = ["load_model", "save_model"]
+from vkrt.stage import Stage
+from vkrt.steps import CutFile, Piece
+
+__all__ = ["load_model", "move", "save_model"]
 
 # A protobuf holds 2 GiB; beside the weights lies the graph.
 MOST_INLINE_BYTES = 2**31 - 2**26
@@ -29,3 +33,20 @@ def weight_bytes(model: ir.Model) -> int:
     """Return how many bytes the weights of a model take."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def move(stage: Stage, folder: Path) -> Stage:
+    """Put a stage's files in the place of those that a folder has of it."""
+    module = stage.module
+    path = Path(module)
+    for old in folder.glob(f"{stage.name}.*"):
+        old.unlink()
+    for new in path.parent.glob(f"{stage.name}.*"):
+        new.rename(folder / new.name)
+    if not isinstance(module, CutFile):
+        return replace(stage, module=folder / path.name)
+    steps = [
+        replace(step, path=folder / step.path.name) if isinstance(step, Piece) else step
+        for step in module.steps
+    ]
+    return replace(stage, module=CutFile(folder / path.name, tuple(steps)))

@@ -181,7 +181,8 @@ def parse_step(folder: Path, entry: Any, files: Collection[str]) -> Step:
     if "file" in entry:
         return Piece(parse_path(folder, entry["file"], files), inputs, outputs)
     (output,) = outputs
-    return Attention(inputs, (output,))
+    # Bundles say so only where it is not fp32.
+    return Attention(inputs, (output,), expect(entry.get("precision", "fp32"), str))
 
 
 def parse_port(entry: Any) -> Port:
@@ -255,8 +256,10 @@ def steps_of(stage: Stage) -> dict[str, Any]:
 
 def step_entry(step: Step) -> dict[str, Any]:
     """Return what the manifest says of a step."""
-    file = {"file": step.path.name} if isinstance(step, Piece) else {}
-    return {**file, "inputs": list(step.inputs), "outputs": list(step.outputs)}
+    arrays = {"inputs": list(step.inputs), "outputs": list(step.outputs)}
+    if isinstance(step, Piece):
+        return {"file": step.path.name, **arrays}
+    return arrays if step.precision == "fp32" else {**arrays, "precision": step.precision}
 
 
 def digest_of(path: Path) -> str:

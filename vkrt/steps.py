@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Attention", "CutFile", "Piece", "Step", "check_steps"]
+__all__ = ["PRECISIONS", "Attention", "CutFile", "Piece", "Step", "check_steps"]
+
+PRECISIONS = ("fp32", "bf16")  # of an attention
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class Attention:
         inputs: query (..., Q, D), key (..., K, D), value (..., K, V) and, if there is one, bias
             (..., K).
         outputs: what was read, (..., Q, V).
+        precision: what the factors of its products may be rounded to, one of PRECISIONS.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str]
+    precision: str = "fp32"
 
 
 Step = Piece | Attention
@@ -67,6 +71,8 @@ def check_steps(steps: Sequence[Step], inputs: Collection[str], outputs: Collect
                 raise ValueError(f"a step reads {name!r:.80}, which no earlier one makes")
         if isinstance(step, Attention) and len(step.inputs) not in (3, 4):
             raise ValueError("an attention reads three or four arrays")
+        if isinstance(step, Attention) and step.precision not in PRECISIONS:
+            raise ValueError(f"an attention has no precision {step.precision!r:.80}")
         known.update(step.outputs)
     for name in outputs:
         if name not in known:

@@ -13,6 +13,7 @@ from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
 from vkrt.export.files import load_model, save_model
 from vkrt.export.int8.quantize import Range
+from vkrt.export.marks import expand_marks
 from vkrt.options import Options
 from vkrt.stage import Port, Stage
 
@@ -22,11 +23,14 @@ __all__ = ["observe"]
 ANSWERS = {"ReduceMin": "float32", "ReduceMax": "float32", "Size": "int64"}
 
 
-def observe(stage: Stage, names: Iterable[str], inputs: Iterable[np.ndarray]) -> dict[str, Range]:
+def observe(
+    stage: Stage, draft: Path, names: Iterable[str], inputs: Iterable[np.ndarray]
+) -> dict[str, Range]:
     """Return the ranges of values over all inputs.
 
     Args:
-        stage: of one input; its module is the path of an .onnx file.
+        stage: of one input; its module does not count.
+        draft: the graph of it, as stage_to_onnx writes one.
         names: of values of its graph.
         inputs: arrays for its input.
 
@@ -36,7 +40,7 @@ def observe(stage: Stage, names: Iterable[str], inputs: Iterable[np.ndarray]) ->
     wanted = list(dict.fromkeys(names))
     backend = OnnxBackend(Options(device="cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        program = backend.prepare(watched(stage, wanted, Path(folder) / "watched.onnx"))
+        program = backend.prepare(watched(stage, draft, wanted, Path(folder) / "watched.onnx"))
     lows, highs, sizes = [], [], np.zeros(len(wanted), np.int64)
     for array in inputs:
         found = np.array(program(array), np.float64).reshape(len(wanted), len(ANSWERS))
@@ -56,9 +60,9 @@ def observe(stage: Stage, names: Iterable[str], inputs: Iterable[np.ndarray]) ->
     }
 
 
-def watched(stage: Stage, names: list[str], path: Path) -> Stage:
+def watched(stage: Stage, draft: Path, names: list[str], path: Path) -> Stage:
     """Return a stage that gives ANSWERS of values in place of its outputs, written to a path."""
-    model = load_model(stage.module)
+    model = load_model(draft)
     graph = model.graph
     values = ir.convenience.create_value_mapping(graph)
     graph.outputs.clear()
@@ -74,5 +78,6 @@ def watched(stage: Stage, names: list[str], path: Path) -> Stage:
             graph.append(node)
             graph.outputs.append(answer)
             ports.append(Port(answer.name, (), dtype))
+    expand_marks(model)
     save_model(model, path)
     return Stage(stage.name, path, stage.inputs, tuple(ports))

@@ -1,4 +1,4 @@
-"""The image encoder of a bundle in int8: where that is faster, and as far as its masks allow."""
+"""A bundle of SAM 2 in int8: its encoder where that is faster, as far as masks allow."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from vkrt import catalog
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError
+from vkrt.export.files import move
 from vkrt.export.int8.calibration import SCENES, photo_inputs, scene_inputs
 from vkrt.export.int8.choice import Choice, choose, give_back
 from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.int8.gate import Gate, Verdict
 from vkrt.export.int8.products import Shape
 from vkrt.export.int8.quantize import FP32
+from vkrt.export.int8.rounding import in_bf16
 from vkrt.export.int8.speed import Seconds, time_forms
 from vkrt.export.int8.trials import Trials
 from vkrt.manifest import Header
 from vkrt.options import Options
 from vkrt.stage import Stage
+from vkrt.steps import CutFile
 
 __all__ = ["ENCODER", "Int8", "quantize_encoder"]
 
-# The one stage that is quantized: the others take milliseconds, and masks come straight from them.
+# The one stage whose products are quantized: those of the others take milliseconds, and masks come
+# straight from them.
 ENCODER = "image_encoder"
 # How often the masks are asked for before an export is given up.
 ROUNDS = 5
@@ -50,11 +54,16 @@ class Int8:
     measure: Callable[[Shape, bool], Seconds] | None = None
 
 
-def quantize_encoder(stages: Mapping[str, Stage], header: Header, how: Int8) -> dict[str, Any]:
-    """Replace the file of the image encoder and return the record of it for the manifest.
+def quantize_encoder(
+    stages: Mapping[str, Stage], drafts: Mapping[str, Path], header: Header, how: Int8
+) -> tuple[dict[str, Stage], dict[str, Any]]:
+    """Replace the image encoder's files; return the stages that changed, and the record of it.
+
+    All stages that are cut change: their attentions, to memories above all, become bf16.
 
     Args:
-        stages: by name, whose modules are paths of fp32 files.
+        stages: by name, whose modules are paths of fp32 files, or CutFiles.
+        drafts: of the encoder, as stage_to_onnx writes one; it is deleted.
         header: what the bundle is to be.
         how: where to calibrate, and whether masks may be lost.
 
@@ -63,11 +72,15 @@ def quantize_encoder(stages: Mapping[str, Stage], header: Header, how: Int8) -> 
     """
     if ENCODER not in stages:
         raise BackendError(f"{header.model} has no {ENCODER}, the one stage that int8 is for")
-    encoder, reduced = stages[ENCODER], needs_reduced_range()
-    side = header.image_size
-    with tempfile.TemporaryDirectory(dir=encoder.module.parent) as folder:
+    reduced, side, draft = needs_reduced_range(), header.image_size, drafts[ENCODER]
+    rounded = {
+        name: in_bf16(stage)
+        for name, stage in stages.items()
+        if name != ENCODER and isinstance(stage.module, CutFile)
+    }
+    with tempfile.TemporaryDirectory(dir=draft.parent) as folder:
         pictures = chain(scene_inputs(SCENES, side), photo_inputs(how.photos, side))
-        trials = Trials(encoder, Path(folder), pictures, side, reduced)
+        trials = Trials(stages[ENCODER], draft, Path(folder), pictures, side, reduced)
         measure = how.measure or time_forms
         choices = choose(trials.shapes, lambda shape: measure(shape, reduced))
         if all(choice.form == FP32 for choice in choices.values()):
@@ -75,9 +88,14 @@ def quantize_encoder(stages: Mapping[str, Stage], header: Header, how: Int8) -> 
                 f"int8 is not faster than fp32 for any of the {len(choices)} products of "
                 f"{header.model} on this CPU: export it with --precision fp32 or fp16"
             )
-        choices, verdict, path = settle(trials, choices, stages, header, how.allow_loss)
-        replace_file(encoder.module, path)
-    return {
+        with open_model(stages, header) as reference:
+            gate = Gate(reference)
+        choices, verdict, made = settle(
+            trials, choices, gate, {**stages, **rounded}, header, how.allow_loss
+        )
+        encoder = move(made, draft.parent)
+    draft.unlink(missing_ok=True)
+    return {**rounded, ENCODER: encoder}, {
         "weight_bits": 7 if reduced else 8,
         "calibration": {"scenes": len(SCENES), "photos": len(how.photos)},
         "masks": {**asdict(verdict), "loss_allowed": how.allow_loss},
@@ -88,23 +106,30 @@ def quantize_encoder(stages: Mapping[str, Stage], header: Header, how: Int8) -> 
 def settle(
     trials: Trials,
     choices: dict[str, Choice],
+    gate: Gate,
     stages: Mapping[str, Stage],
     header: Header,
     allow_loss: bool,
-) -> tuple[dict[str, Choice], Verdict, Path]:
-    """Return choices that keep the masks, what they do to masks, and the encoder's file.
+) -> tuple[dict[str, Choice], Verdict, Stage]:
+    """Return choices that keep the masks, what they do to masks, and the encoder.
+
+    Args:
+        trials: write the encoder.
+        choices: to begin with.
+        gate: judges masks.
+        stages: all; those besides the encoder as they are going to be.
+        header: what the bundle is to be.
+        allow_loss: take the first choices, whatever they do.
 
     Raises:
         BackendError: no choices do.
     """
-    with open_model(stages, header) as reference:
-        gate = Gate(reference)
     for attempt in range(1, ROUNDS + 1):
-        stage = trials.write({name: choice.form for name, choice in choices.items()})
+        stage = in_bf16(trials.write({name: choice.form for name, choice in choices.items()}))
         with open_model({**stages, ENCODER: stage}, header) as sam:
             verdict = gate.judge(sam)
         if verdict.passed or allow_loss:
-            return choices, verdict, stage.module
+            return choices, verdict, stage
         if attempt < ROUNDS:
             choices = give_back(choices, trials.damage, share_to_keep(verdict))
         if all(choice.form == FP32 for choice in choices.values()):
@@ -122,7 +147,7 @@ def share_to_keep(verdict: Verdict) -> float:
     Loss grows with damage at least, with its square at most; taken for the latter, a round rather
     gives too little back than too much, and the next one sees to the rest.
     """
-    return min((1 - verdict.wanted) / (1 - verdict.iou), MOST_KEPT)
+    return min((1 - verdict.wanted) / (1 - verdict.worst), MOST_KEPT)
 
 
 def open_model(stages: Mapping[str, Stage], header: Header) -> Segmenter:
@@ -135,14 +160,6 @@ def open_model(stages: Mapping[str, Stage], header: Header) -> Segmenter:
         fingerprint=header.fingerprint,
         embedding_cache_bytes=0,
     )
-
-
-def replace_file(old: Path, new: Path) -> None:
-    """Put an .onnx file in the place of another of its name, each with the weights beside it."""
-    for path in old.parent.glob(f"{old.name}*"):
-        path.unlink()
-    for path in new.parent.glob(f"{new.name}*"):
-        path.rename(old.with_name(path.name))
 
 
 def record(name: str, choice: Choice) -> dict[str, Any]:

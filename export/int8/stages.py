@@ -16,7 +16,7 @@ __all__ = ["quantize_stages", "wants_draft"]
 
 def wants_draft(name: str) -> bool:
     """Tell whether a stage is quantized from a draft of its graph."""
-    return name in TRANSFORMER
+    return name == ENCODER or name in TRANSFORMER
 
 
 def quantize_stages(
@@ -40,8 +40,8 @@ def quantize_stages(
         GenerationError: it gives NaN.
     """
     if header.family != SD35:
-        record = quantize_encoder(stages, header, how)
-        return {ENCODER: stages[ENCODER]}, replace(header, quantization=record)
+        made, record = quantize_encoder(stages, drafts, header, how)
+        return made, replace(header, quantization=record)
     made, record = quantize_transformer(stages, drafts, header, files, how)
     weights = {**header.settings["weights"], **{n: data_bytes(s) for n, s in made.items()}}
     return made, replace(

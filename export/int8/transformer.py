@@ -16,6 +16,7 @@ from vkrt.backends.onnx import OnnxBackend
 from vkrt.engines.budget import Budget
 from vkrt.engines.sd35 import Generator
 from vkrt.errors import BackendError
+from vkrt.export.files import move
 from vkrt.export.int8.choice import LEAST_GAIN, Choice, choose, give_back
 from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.int8.exchange import Exchange
@@ -23,6 +24,7 @@ from vkrt.export.int8.noise import Noise, observe_noise
 from vkrt.export.int8.products import Shape, find_products
 from vkrt.export.int8.quantize import FP32, Form
 from vkrt.export.int8.recipe import MOST_KEPT, Int8, record
+from vkrt.export.int8.rounding import in_bf16
 from vkrt.export.int8.speed import Seconds, time_forms
 from vkrt.export.int8.token_forms import BLOCK, BLOCKS, ROWS, rewrite_products
 from vkrt.export.int8.velocity import Gate, Verdict
@@ -33,7 +35,6 @@ from vkrt.models.sd35.config import ControlNetConfig, Sd35Config
 from vkrt.models.sd35.record import from_record
 from vkrt.options import Options
 from vkrt.stage import Stage
-from vkrt.steps import CutFile, Piece
 
 __all__ = ["TRANSFORMER", "quantize_transformer", "time_token_forms"]
 
@@ -180,7 +181,7 @@ class Trials:
             rewrite_products(model, forms, self._reduced)
             path = self._folder / f"{name}.onnx"
             made = write_model(model, stage, path, may_cut=True)
-            self.written[name] = replace(stage, module=made)
+            self.written[name] = in_bf16(replace(stage, module=made))
         return self._gate.judge(self.written)
 
     def damage(self, key: str, form: Form) -> float:
@@ -239,20 +240,3 @@ def refuse_slow(verdict: Verdict, header: Header) -> None:
             f"int8 is not faster than fp32: a step of {header.model} takes {small:.3g} s against "
             f"{whole:.3g} s on this CPU: export it with --precision fp32 or fp16"
         )
-
-
-def move(stage: Stage, folder: Path) -> Stage:
-    """Put a stage's files in the place of those that a folder has of it."""
-    module = stage.module
-    path = Path(module)
-    for old in folder.glob(f"{stage.name}.*"):
-        old.unlink()
-    for new in path.parent.glob(f"{stage.name}.*"):
-        new.rename(folder / new.name)
-    if not isinstance(module, CutFile):
-        return replace(stage, module=folder / path.name)
-    steps = [
-        replace(step, path=folder / step.path.name) if isinstance(step, Piece) else step
-        for step in module.steps
-    ]
-    return replace(stage, module=CutFile(folder / path.name, tuple(steps)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
-from vkrt.export.files import load_model, save_model
+from vkrt.export.files import load_model
 from vkrt.export.int8.calibration import TRIALS, scene_inputs
 from vkrt.export.int8.observe import observe
 from vkrt.export.int8.products import find_products, shapes_of
 from vkrt.export.int8.quantize import Form, quantize
+from vkrt.export.to_onnx import write_model
 from vkrt.options import Options
 from vkrt.stage import Stage
 
@@ -24,7 +26,8 @@ class Trials:
     """Write a stage with its products in other forms.
 
     Args:
-        stage: its module is the path of an fp32 file, which stays as it is.
+        stage: in fp32.
+        draft: of it, as stage_to_onnx writes one; it stays as it is.
         folder: where to write.
         pictures: arrays for its input, for the ranges.
         side: of its input, in pixels.
@@ -39,27 +42,33 @@ class Trials:
     """
 
     def __init__(
-        self, stage: Stage, folder: Path, pictures: Iterable[np.ndarray], side: int, reduced: bool
+        self,
+        stage: Stage,
+        draft: Path,
+        folder: Path,
+        pictures: Iterable[np.ndarray],
+        side: int,
+        reduced: bool,
     ) -> None:
         self._stage = stage
+        self._draft = draft
         self._folder = folder
         self._side = side
         self._reduced = reduced
         self._damages: dict[tuple[str, Form], float] = {}
         self._wanted: list[tuple[np.ndarray, ...]] = []
-        products = find_products(load_model(stage.module).graph)
+        products = find_products(load_model(draft).graph)
         if not products:
             raise BackendError(f"{stage.name} has no product with constant weights to quantize")
-        self._ranges = observe(stage, (str(p.source.name) for p in products), pictures)
+        self._ranges = observe(stage, draft, (str(p.source.name) for p in products), pictures)
         self.shapes = shapes_of(products, {n: span.size for n, span in self._ranges.items()})
 
     def write(self, forms: Mapping[str, Form]) -> Stage:
-        """Return the stage with products in these forms, in a file that the next call replaces."""
-        model = load_model(self._stage.module)
+        """Return the stage with products in these forms, in files that the next call replaces."""
+        model = load_model(self._draft)
         quantize(model, forms, self._ranges, self._reduced)
-        path = self._folder / self._stage.module.name
-        save_model(model, path)
-        return Stage(self._stage.name, path, self._stage.inputs, self._stage.outputs)
+        path = self._folder / f"{self._stage.name}.onnx"
+        return replace(self._stage, module=write_model(model, self._stage, path, may_cut=True))
 
     def damage(self, name: str, form: Form) -> float:
         """Return the error that one product alone in a form makes in the stage's outputs.

@@ -24,6 +24,7 @@ def attend(
     value: np.ndarray,
     bias: np.ndarray | None = None,
     threads: int | None = None,
+    precision: str = "fp32",
 ) -> np.ndarray:
     """Return softmax(query key' / sqrt(D) + bias) value.
 
@@ -38,15 +39,18 @@ def attend(
         value: (N, K, V) or (N, K, H, V).
         bias: (N, K), added to the logits of every query; None adds nothing.
         threads: CPU threads; None is one per core, up to 8. The result does not depend on it.
+        precision: "bf16" lets query, key, value and the softmax be rounded to bf16 where products
+            are faster so (x86 with AVX512_BF16), with sums in float32. "fp32" rounds nothing more.
 
     Returns:
         (N, Q, V) or (N, Q, H, V) float32.
 
     Raises:
         TypeError: an array is not float32.
-        ValueError: an array has gaps where it may not, is empty, or does not fit the others.
+        ValueError: an array has gaps where it may not, is empty, or does not fit the others; or
+            there is no such precision.
     """
-    return _attention(query, key, value, bias, threads or 0)
+    return _attention(query, key, value, bias, threads or 0, precision)
 
 
 def stand_in(
@@ -55,8 +59,11 @@ def stand_in(
     value: np.ndarray,
     bias: np.ndarray | None = None,
     threads: int = 0,
+    precision: str = "fp32",
 ) -> np.ndarray:
-    """Compute attend in numpy, some queries at a time; `threads` is taken and ignored."""
+    """Compute attend in numpy, some queries at a time; threads and precision change nothing."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be fp32 or bf16, not {precision}")
     if query.ndim == key.ndim == value.ndim == 4:
         return beside(query, key, value, bias)
     check(query, key, value, bias)

@@ -73,7 +73,7 @@ def attention(step: Attention, threads: int) -> RunPiece:
         # Heads are to the C++ what objects are: attentions beside one another.
         q, k, v = (stacked(part, 2) for part in (query, key, value))
         added = stacked(bias[0], 1) if bias else None
-        found = host_attention.attend(q, k, v, added, threads)
+        found = host_attention.attend(q, k, v, added, threads, step.precision)
         return {step.outputs[0]: found.reshape(*query.shape[:-1], value.shape[-1])}
 
     return attend

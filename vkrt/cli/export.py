@@ -172,7 +172,8 @@ def show_quantization(chosen: dict[str, Any]) -> None:
     masks, seen = chosen["masks"], chosen["calibration"]
     print(
         f"masks against fp32: mean IoU {masks['iou']:.4f} (clicks {masks['click']:.4f}, boxes "
-        f"{masks['box']:.4f}; {masks['masks']} masks on {masks['scenes']} held-out scenes), "
+        f"{masks['box']:.4f}; {masks['masks']} masks on {masks['scenes']} held-out scenes) and "
+        f"{masks['track']:.4f} tracked ({masks['clips']} held-out clips), "
         f"wanted {masks['wanted']}{', loss allowed' if masks['loss_allowed'] else ''}"
     )
     print(
