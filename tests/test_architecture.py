@@ -73,8 +73,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "demo.textures",
     },
     # A checkpoint becomes a bundle and is held against ONNX Runtime, an int8 one to the masks that
-    # the engine gives on scenes too; "" has the version.
-    "export": {*BELOW_LOADING, "bundle", "manifest", "demo.scenes", "steps", ""} - {"memory"},
+    # the engine gives on scenes and clips too; "" has the version.
+    "export": {*BELOW_LOADING, "bundle", "manifest", "demo.clips", "demo.scenes", "steps", ""}
+    - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
     "meant": {*PLAIN, "bundle", "manifest", "weights"},
@@ -93,6 +94,7 @@ USES_DEMO = {"bench", "cli"}
 for _part in USES_DEMO:
     MAY_IMPORT[_part].add("demo")
 MAY_IMPORT["demo"] |= {"demo.clips", "demo.scenes"}
+MAY_IMPORT["cli"].add("meant")
 
 TORCH_FREE = (
     "",

@@ -19,12 +19,15 @@ Attend = Callable[..., np.ndarray]
 if native.available():
     from vkrt import _native
 
-    INSTRUCTIONS = _native.attention_instructions()
+    EXACT = _native.attention_instructions()
+    ROUNDED = [name for name in _native.attention_instructions("bf16") if name not in EXACT]
 else:
-    INSTRUCTIONS = []
+    EXACT, ROUNDED = [], []
+INSTRUCTIONS = [*EXACT, *ROUNDED]
 compiled = pytest.mark.skipif(not native.available(), reason=f"{native.why_missing()}")
 every_form = pytest.mark.parametrize("form", [*INSTRUCTIONS, "numpy"])
 EPSILON = float(np.finfo(np.float32).eps)
+BF16_EPSILON = 2.0**-8  # its factors are rounded by half of that at most
 
 
 HEADS = np.zeros((2, 6, 3, 8), np.float32)
@@ -34,7 +37,32 @@ def attend_as(form: str) -> Attend:
     """Return attention with one set of instructions, or in numpy."""
     if form == "numpy":
         return host.stand_in
-    return lambda *inputs, threads=1: _native.attention(*inputs, threads=threads, instructions=form)
+    return lambda *inputs, threads=1: _native.attention(
+        *inputs, threads=threads, precision=precision_of(form), instructions=form
+    )
+
+
+def precision_of(form: str) -> str:
+    """Return what a form may round to."""
+    return "bf16" if form in ROUNDED else "fp32"
+
+
+def to_bf16(array: np.ndarray) -> np.ndarray:
+    """Return float32 numbers rounded to bf16, to the nearest and ties to even."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def seen_by(form: str, *inputs: np.ndarray | None) -> list[np.ndarray | None]:
+    """Return query, key, value and maybe bias as a form has them once it has rounded them."""
+    if form not in ROUNDED:
+        return list(inputs)
+    query, key, value, *bias = inputs
+    assert query is not None and key is not None and value is not None
+    # What is rounded of the queries has the logits' factor in it.
+    scale = np.float32(np.log2(np.e)) / np.sqrt(np.float32(query.shape[2]))
+    query = to_bf16(query * scale).astype(np.float64) / scale
+    return [query, to_bf16(key), to_bf16(value), *bias]
 
 
 def make_inputs(
@@ -76,10 +104,14 @@ def tolerance(
 
 
 def assert_exact(form: str, *inputs: np.ndarray | None) -> None:
-    """Hold a form to float64."""
+    """Hold a form to float64; one in bf16 has weights that are rounded, too."""
     got = attend_as(form)(*inputs)
     assert got.dtype == np.float32 and got.flags.c_contiguous
-    assert np.abs(got - exact(*inputs)).max() <= tolerance(*inputs)
+    seen = seen_by(form, *inputs)
+    allowed = tolerance(*seen)
+    if form in ROUNDED:
+        allowed += BF16_EPSILON * np.abs(seen[2]).max()
+    assert np.abs(got - exact(*seen)).max() <= allowed
 
 
 MASKS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
@@ -132,7 +164,7 @@ def test_sizes_of_the_model(form: str) -> None:
     assert_exact(form, *make_inputs(1, 96, 1000, 256, 64))
 
 
-@every_form
+@pytest.mark.parametrize("form", [*EXACT, "numpy"])
 def test_rounding_does_not_grow_with_the_keys(form: str) -> None:
     query, key, value, _ = make_inputs(1, 40, 30_000, 8, 8)
     value = 1 + np.tanh(value) / 2
@@ -163,6 +195,7 @@ def test_a_bias_short_of_masked_counts(form: str) -> None:
     assert np.all(got >= value.min(axis=1)) and np.all(got <= value.max(axis=1))
     bias[:, 50] = 0
     got = attend_as(form)(query, key, value, bias)
+    value = seen_by(form, query, key, value)[2]
     assert np.array_equal(got, np.broadcast_to(value[:, 50:51], got.shape))
 
 
@@ -173,7 +206,8 @@ def test_one_key_left_gives_its_value(form: str, place: int) -> None:
     bias[0] = -1e8
     bias[0, place] = 3
     got = attend_as(form)(query, key, value, bias)
-    assert np.array_equal(got[0], np.broadcast_to(value[0, place], got[0].shape))
+    left = seen_by(form, query, key, value)[2][0, place]
+    assert np.array_equal(got[0], np.broadcast_to(left, got[0].shape))
     assert_exact(form, query, key, value, bias)
 
 
@@ -194,7 +228,7 @@ def test_large_logits_do_not_overflow(form: str, scale: float) -> None:
     got = attend_as(form)(query, key, value)
     best = np.argmax(query.astype(np.float64) @ key.astype(np.float64).swapaxes(1, 2), axis=2)
     if scale == 1e30:
-        assert np.array_equal(got[0], value[0, best[0]])
+        assert np.array_equal(got[0], seen_by(form, query, key, value)[2][0, best[0]])
 
 
 @every_form
@@ -264,7 +298,8 @@ def test_heads_attend_by_themselves_wherever_they_lie(
     assert got.shape == (batch, queries, heads, depth) and got.flags.c_contiguous
     for head in range(heads):
         alone = [np.ascontiguousarray(part[:, :, head]) for part in (query, key, value)]
-        assert np.abs(got[:, :, head] - exact(*alone, bias)).max() < 1e-5
+        allowed = 1e-5 + (BF16_EPSILON if form in ROUNDED else 0) * np.abs(value).max()
+        assert np.abs(got[:, :, head] - exact(*seen_by(form, *alone), bias)).max() < allowed
         # The same arithmetic in the same order: not a bit differs.
         np.testing.assert_array_equal(got[:, :, head], attend_as(form)(*alone, bias))
 
@@ -306,6 +341,18 @@ def test_the_public_function() -> None:
         got = host.attend(query, key, value, bias, threads)
         assert np.abs(got - exact(query, key, value, bias)).max() < 1e-5
     assert np.abs(host.attend(query, key, value) - exact(query, key, value)).max() < 1e-5
+
+
+@compiled
+def test_bf16_is_for_those_who_ask_for_it() -> None:
+    inputs = make_inputs(1, 40, 300, 32, 16)
+    exactly, rounded = host.attend(*inputs), host.attend(*inputs, precision="bf16")
+    assert np.array_equal(exactly, attend_as(EXACT[0])(*inputs))
+    # A machine that multiplies bf16 no faster rounds nothing.
+    assert np.array_equal(rounded, attend_as([*ROUNDED, *EXACT][0])(*inputs))
+    for attend in (host.attend, host.stand_in):
+        with pytest.raises(ValueError, match="precision must be fp32 or bf16, not fp16"):
+            attend(*inputs, precision="fp16")
 
 
 def test_the_reference_agrees() -> None:
@@ -367,7 +414,7 @@ def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="threads must be 0"):
         host.attend(QUERY, KEY, VALUE, BIAS, -1)
     with pytest.raises(ValueError, match=r"instructions must be one of .*baseline, not abacus"):
-        _native.attention(QUERY, KEY, VALUE, BIAS, 1, "abacus")
+        _native.attention(QUERY, KEY, VALUE, BIAS, 1, instructions="abacus")
 
 
 @compiled

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vkrt.demo.scenes import make_scene
+from vkrt.engines.prompt import Prompt
 from vkrt.export.int8.gate import Gate, Verdict, box_of, mask_iou, middle, questions
 
 
@@ -56,7 +57,8 @@ def test_every_scene_is_asked_about() -> None:
 
 def test_masks_that_are_no_numbers_do_not_pass() -> None:
     nan = float("nan")
-    assert not Verdict(nan, nan, nan, 1, 1).passed
+    assert not Verdict(nan, nan, nan, 1.0, 1, 1, 1).passed
+    assert not Verdict(1.0, 1.0, 1.0, nan, 1, 1, 1).passed
 
 
 class Bright:
@@ -80,13 +82,28 @@ class Bright:
         wrong = np.zeros_like(mask)
         return SimpleNamespace(masks=np.stack([wrong, mask]), best=1)
 
+    def stream(self) -> Any:
+        """Track whatever is bright in the right half, once there was a click."""
+        asked: list[Prompt] = []
+
+        def step(frame: np.ndarray, prompts: list[Prompt]) -> Any:
+            asked.extend(prompts)
+            assert len(asked) == 1 and asked[0].points is not None
+            mask = frame.mean(axis=2) > 100
+            mask[:, : int(self.right * mask.shape[1])] = False
+            return SimpleNamespace(masks=mask[None])
+
+        return SimpleNamespace(step=step)
+
 
 def test_masks_are_held_against_those_of_the_reference() -> None:
-    gate = Gate(Bright(), scenes=2)
+    gate = Gate(Bright(), scenes=2, clips=2)
     same = gate.judge(Bright())
-    assert (same.iou, same.click, same.box, same.scenes, same.passed) == (1, 1, 1, 2, True)
+    assert (same.iou, same.click, same.box, same.track, same.passed) == (1, 1, 1, 1, True)
+    assert (same.scenes, same.clips) == (2, 2)
     nothing = gate.judge(Bright(right=1.0))
     assert (nothing.iou, nothing.click, nothing.box) == (0.5, 1.0, 0.0)
     assert not nothing.passed and nothing.masks == same.masks >= 4
+    assert nothing.worst == nothing.track < 0.1
     assert 0 < gate.judge(Bright(right=0.6)).box < 1
     assert str(nothing).startswith("mean mask IoU to fp32 0.500 (clicks 1.000, boxes 0.000, 2 ")

@@ -58,8 +58,8 @@ class Verdict:
 
     @property
     def worst(self) -> float:
-        """Return the lower one of those two."""
-        return min(self.iou, self.track)
+        """Return the lower one of those two; NaN is lower than any."""
+        return float(np.minimum(self.iou, self.track))
 
     @property
     def passed(self) -> bool:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vkrt.cli.load_segmenter import load_segmenter
 from vkrt.cli.output import AsJson, print_json, print_table, progress
 from vkrt.cli.prompts import Prompts, mask_logits, parse_prompts
+from vkrt.cli.segmenter import open_segmenter
 from vkrt.cli.targets import Targets, plan, save_picture
 from vkrt.errors import PromptError
 
@@ -133,7 +133,7 @@ def run(
     name, checkpoint, image_size = which
     ms: dict[str, float] = {}
     with progress(f"loading {name}"), timed(ms, "load"):
-        sam = load_segmenter(name, checkpoint=checkpoint, image_size=image_size, **settings)
+        sam = open_segmenter(name, checkpoint=checkpoint, image_size=image_size, **settings)
     earlier = None
     if mask is not None:
         earlier = mask_logits(mask, pixels.shape[:2], sam.config.mask_size)

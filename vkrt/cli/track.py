@@ -15,9 +15,9 @@ import typer
 
 from vkrt.cli.failures import one_line
 from vkrt.cli.frame_bar import counted
-from vkrt.cli.load_segmenter import load_segmenter
 from vkrt.cli.output import AsJson, print_json, progress
 from vkrt.cli.segment import Backend, Checkpoint, Device, ImageSize, ModelName, Precision, Threads
+from vkrt.cli.segmenter import open_segmenter
 from vkrt.cli.track_live import stoppable, track_live
 from vkrt.cli.track_outputs import Write, open_outputs, plan_targets
 from vkrt.cli.track_prompts import FramePrompt, check_frame, check_prompts, parse_prompts
@@ -203,7 +203,7 @@ def open_source(clip: Path | None, camera: str | None, on_error: str) -> Frames:
 def load(model: str, settings: dict[str, Any]) -> Segmenter:
     """Return the model."""
     with progress(f"loading {model}"):
-        return load_segmenter(model, **settings)
+        return open_segmenter(model, **settings)
 
 
 def run(

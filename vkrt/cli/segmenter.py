@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vkrt.errors import UnknownModelError
@@ -9,26 +10,26 @@ from vkrt.errors import UnknownModelError
 if TYPE_CHECKING:
     from vkrt.engines.sam2_image import Segmenter
 
-__all__ = ["load_segmenter"]
+__all__ = ["open_segmenter"]
 
 
-def load_segmenter(model: str, **settings: Any) -> Segmenter:
-    """Return a model of SAM 2.
+def open_segmenter(model: str, checkpoint: Path | None = None, **settings: Any) -> Segmenter:
+    """Return a model of SAM 2; one that makes pictures is refused before anything is loaded.
 
     Args:
-        model, settings: as vkrt.load takes them.
+        model, checkpoint, settings: as vkrt.load takes them.
 
     Raises:
         UnknownModelError: it makes pictures.
         VkrtError: as vkrt.load.
     """
     import vkrt
+    from vkrt.meant import understand
 
-    found: Any = vkrt.load(model, **settings)
-    if not hasattr(found, "encode"):
-        found.close()
+    if understand(model, checkpoint).makes_pictures:
         raise UnknownModelError(
             f"{model} makes pictures and segments none; take a model of SAM 2, which "
             "`vkrt models` lists"
         )
-    return found
+    segmenter: Segmenter = vkrt.load(model, checkpoint, **settings)
+    return segmenter
