@@ -87,6 +87,17 @@ def pico_bundle(request: pytest.FixtureRequest, pico_checkpoint: Path) -> Path:
     return bundle.folder
 
 
+@pytest.fixture(scope="session")
+def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny "pipeline" of Stable Diffusion 3.5 and a "controlnet" for it."""
+    pytest.importorskip("diffusers")
+    from sd35_pipeline import tiny_controlled, tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("sd35")
+    tiny_controlled(tiny_pipeline(folder), folder)
+    return folder
+
+
 @pytest.fixture
 def copied(pico_bundle: Path, tmp_path: Path) -> Callable[[], Path]:
     """Return a function that gives a fresh copy of the bundle, free to be damaged."""

@@ -331,16 +331,6 @@ def test_stages_are_exchanged_and_their_calls_noted(stage: Stage, draft: Path) -
 # A whole bundle.
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("diffusers")
-    from sd35_pipeline import tiny_controlled, tiny_pipeline
-
-    path = tmp_path_factory.mktemp("int8")
-    tiny_controlled(tiny_pipeline(path), path)
-    return path
-
-
 def faster(shape: Shape, reduced: bool) -> Mapping[Form, float]:
     return {FP32: 3.0, ROWS: 1.0}
 
@@ -359,13 +349,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_bundle_makes_the_pictures_of_fp32(
-    folder: Path, quick: None, capsys: pytest.CaptureFixture[str]
+    sd35_folder: Path, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sd35_pipeline import open_folder
 
-    out = folder / "int8.vkrt"
-    given = [folder / "pipeline", "--out", out, "--precision", "int8"]
-    given += ["--control-model", folder / "controlnet", "--allow-loss"]
+    out = sd35_folder / "int8.vkrt"
+    given = [sd35_folder / "pipeline", "--out", out, "--precision", "int8"]
+    given += ["--control-model", sd35_folder / "controlnet", "--allow-loss"]
     assert main.main(["export", *map(str, given)]) == 0
     shown, _ = capsys.readouterr()
     assert "a range for each token" in shown and "loss allowed" in shown
@@ -382,7 +372,7 @@ def test_a_bundle_makes_the_pictures_of_fp32(
     assert bundle.header.settings["weights"]["mmdit"] == bundle.bytes["mmdit.onnx.data"]
 
     inputs = Inputs((64, 48))
-    with open_folder(folder, controlnet=True) as eager, vkrt.load(out) as engine:
+    with open_folder(sd35_folder, controlnet=True) as eager, vkrt.load(out) as engine:
         request = read_request(eager.config, "a cat", "", 64, 48, steps=3, seed=5)
         wanted, made = eager.sample(request, inputs), engine.sample(request, inputs)
     assert 30 < psnr_of(made, wanted) < 90
@@ -392,13 +382,13 @@ def test_a_bundle_makes_the_pictures_of_fp32(
 
 @pytest.mark.slow
 def test_a_bundle_that_gains_nothing_is_not_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    sd35_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformer, "time_token_forms", slower)
-    out = folder / "slow.vkrt"
+    out = sd35_folder / "slow.vkrt"
     with pytest.raises(BackendError, match="not faster than fp32 for any of the 33 products"):
-        export_model(folder / "pipeline", out, precision="int8")
-    assert not out.exists() and not list(folder.glob(".*"))
+        export_model(sd35_folder / "pipeline", out, precision="int8")
+    assert not out.exists() and not list(sd35_folder.glob(".*"))
 
 
 def test_photos_are_not_for_it(tmp_path: Path) -> None:
