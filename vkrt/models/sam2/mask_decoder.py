@@ -86,8 +86,10 @@ class Attention(nn.Module):
         share = q @ columns.transpose(1, 2) + offset
         share = share.unflatten(-1, (self.num_heads, -1)).softmax(dim=-1).flatten(2)
         out_weight = self.out_proj.weight.transpose(0, 1).unflatten(0, (self.num_heads, -1))
-        v = (self.split(self.v_proj(v)) @ out_weight).flatten(1, 2)
-        return share @ v + self.out_proj.bias
+        # The shares of each head sum to 1: so much in its values adds the bias, with no pass over
+        # the pixels.
+        v = self.split(self.v_proj(v)) @ out_weight + self.out_proj.bias / self.num_heads
+        return share @ v.flatten(1, 2)
 
 
 class TwoWayBlock(nn.Module):
