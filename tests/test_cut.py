@@ -21,7 +21,9 @@ from vkrt.bundle import building, read_bundle
 from vkrt.errors import BackendError, CheckpointError
 from vkrt.export import half, marks
 from vkrt.export.check import check_stage, refuse_failures
+from vkrt.export.int8.rounding import in_bf16
 from vkrt.export.to_onnx import stage_to_onnx
+from vkrt.kernels import host_attention
 from vkrt.kernels.memory_attention import memory_attention
 from vkrt.manifest import write_manifest
 from vkrt.options import Options
@@ -203,6 +205,39 @@ def test_a_bundle_keeps_the_steps(folder: Path, cut_stage: Stage) -> None:
     np.testing.assert_allclose(found, wanted(given)[0], atol=2e-6)
 
 
+def test_a_bundle_keeps_the_precision_of_attention(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    entries = json.loads((folder / "manifest.json").read_text())["stages"]["blocks"]["steps"]
+    assert not [entry for entry in entries if "precision" in entry]
+    write_manifest(folder, HEADER, [in_bf16(bundle.stages["blocks"])])
+    stage = read_bundle(folder).stages["blocks"]
+    found = [step.precision for step in stage.module.steps if isinstance(step, Attention)]
+    assert found == ["bf16"] * 3
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_backend_rounds_where_the_steps_allow_it(
+    cut_stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(RUNTIMES[name])
+    asked: list[str] = []
+
+    def stand_in(*arrays: Any) -> np.ndarray:
+        asked.append(arrays[-1])
+        return host_attention.stand_in(*arrays[:4])
+
+    monkeypatch.setattr(host_attention, "attend", stand_in)
+    monkeypatch.setattr(host_attention, "IS_NATIVE", True)
+    given = arrays()
+    for stage, precision in ((cut_stage, "fp32"), (in_bf16(cut_stage), "bf16")):
+        asked.clear()
+        backend = backends.create(Options(backend=name, device="cpu"))
+        (found, _) = backend.prepare(stage)(*given)
+        assert asked == [precision] * 3
+        np.testing.assert_allclose(found, wanted(given)[0], atol=2e-6)
+        backend.close()
+
+
 def swap_steps(entry: dict[str, Any]) -> None:
     entry["steps"] = entry["steps"][::-1]
 
@@ -223,9 +258,14 @@ def read_two(entry: dict[str, Any]) -> None:
     entry["steps"][1]["inputs"].pop()
 
 
+def name_no_precision(entry: dict[str, Any]) -> None:
+    entry["steps"][1]["precision"] = "fp8"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (name_no_precision, "no precision 'fp8'"),
         (swap_steps, "no earlier one makes"),
         (drop_last, "no step makes"),
         (climb, "outside the folder"),
