@@ -66,10 +66,11 @@ class Bright:
 
     Args:
         right: where that half begins, as a share of the width.
+        can_track: whether it has a stream.
     """
 
-    def __init__(self, right: float = 0.5) -> None:
-        self.right = right
+    def __init__(self, right: float = 0.5, can_track: bool = True) -> None:
+        self.right, self.can_track = right, can_track
 
     def encode(self, photo: np.ndarray) -> Bright:
         self.bright = photo.mean(axis=2) > 100
@@ -107,3 +108,10 @@ def test_masks_are_held_against_those_of_the_reference() -> None:
     assert nothing.worst == nothing.track < 0.1
     assert 0 < gate.judge(Bright(right=0.6)).box < 1
     assert str(nothing).startswith("mean mask IoU to fp32 0.500 (clicks 1.000, boxes 0.000, 2 ")
+
+
+def test_a_model_that_can_not_track_is_judged_by_pictures_alone() -> None:
+    gate = Gate(Bright(can_track=False), scenes=1, clips=2)
+    found = gate.judge(Bright(can_track=False))
+    assert (found.track, found.clips, found.worst, found.passed) == (None, 0, 1.0, True)
+    assert "tracked" not in str(found)

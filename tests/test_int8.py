@@ -276,6 +276,17 @@ def test_attention_to_memories_is_in_bf16_in_an_int8_bundle(
     assert 0 < np.abs(found - fp32).max() < 0.1 * np.abs(fp32).max()
 
 
+def test_a_bundle_for_photos_alone_is_judged_by_photos(
+    ready_files: None, pico: str, pico_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "b"
+    bundle = export_model(
+        pico, out, pico_checkpoint, precision="int8", photos_only=True, allow_loss=True
+    )
+    masks = bundle.header.quantization["masks"]
+    assert (masks["track"], masks["clips"], MEMORY in bundle.stages) == (None, 0, False)
+
+
 def tracked(folder: Path, photo: np.ndarray) -> np.ndarray:
     """Return the object scores of three frames: masks of random weights are empty."""
     with vkrt.load(folder) as sam, sam.track([photo, photo[::-1], photo]) as track:

@@ -170,10 +170,11 @@ def show_quantization(chosen: dict[str, Any]) -> None:
         show_latents(chosen)
         return
     masks, seen = chosen["masks"], chosen["calibration"]
+    tracked = masks.get("track")  # older bundles say nothing of it
+    told = "" if tracked is None else f" and {tracked:.4f} in {masks['clips']} tracked clips"
     print(
         f"masks against fp32: mean IoU {masks['iou']:.4f} (clicks {masks['click']:.4f}, boxes "
-        f"{masks['box']:.4f}; {masks['masks']} masks on {masks['scenes']} held-out scenes) and "
-        f"{masks['track']:.4f} tracked ({masks['clips']} held-out clips), "
+        f"{masks['box']:.4f}; {masks['masks']} masks on {masks['scenes']} held-out scenes){told}, "
         f"wanted {masks['wanted']}{', loss allowed' if masks['loss_allowed'] else ''}"
     )
     print(

@@ -163,6 +163,11 @@ class Segmenter:
         self._stages = stages
         self._programs = Programs(stages, backend, AT_ONCE)
 
+    @property
+    def can_track(self) -> bool:
+        """Tell whether the weights or the bundle have the memory modules that tracking needs."""
+        return "memory_attention" in self._stages
+
     @overload
     def encode(self, photo: Photo) -> ImageEmbedding: ...
     @overload
@@ -326,7 +331,7 @@ class Segmenter:
 
     def _tracker(self, conditioning: int) -> Tracker:
         """Return what advances objects by a frame."""
-        if "memory_attention" not in self._stages:
+        if not self.can_track:
             raise CheckpointError(
                 f"this {self.name} was loaded without memory modules, so that it can't track: give "
                 "weights that have them, or export the bundle again"
