@@ -10,7 +10,7 @@
 #else
 #define VKRT_WIDE_TILES 0
 #endif
-#if VKRT_WIDE_TILES && (defined(__clang__) || __GNUC__ >= 10)
+#if VKRT_WIDE_TILES && (defined(__clang__) || __GNUC__ >= 11)
 #define VKRT_BF16_TILE 1
 #else
 #define VKRT_BF16_TILE 0

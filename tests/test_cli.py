@@ -22,6 +22,7 @@ import vkrt
 from vkrt import catalog
 from vkrt.cli import doctor, prompts
 from vkrt.errors import PromptError
+from vkrt.kernels import host_attention
 from vkrt.media import native
 from vkrt.media.masks import mask_to_logits
 from vkrt.weights import hub
@@ -434,10 +435,12 @@ def test_doctor_without_torch(call: Callable[..., Answer], monkeypatch: pytest.M
 def test_doctor_is_loud_about_missing_cpp(
     call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host_attention, "IS_NATIVE", False)
     monkeypatch.setattr(native, "available", lambda: False)
     monkeypatch.setattr(native, "why_missing", lambda: "no compiler was there")
     answer = call("doctor")
     assert "no compiler was there" in answer.out and "C++" in answer.err
+    assert "fp32 on numpy, bf16 on numpy" in answer.out
     missing = call("doctor", "--json").json["missing"]
     assert any("compiler" in item["command"] for item in missing)
 

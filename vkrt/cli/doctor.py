@@ -194,10 +194,17 @@ def look_at_onnxruntime() -> dict[str, Any] | None:
 
 
 def look_at_native() -> dict[str, Any]:
-    """Return whether the C++ pre- and post-processing is there, and why not."""
+    """Return whether the C++ part is there, or why not, and what attention is computed with."""
+    from vkrt.kernels import host_attention
     from vkrt.media import native
 
-    return {"available": native.available(), "why_missing": native.why_missing() or None}
+    return {
+        "available": native.available(),
+        "why_missing": native.why_missing() or None,
+        "attention": {
+            name: host_attention.instructions(name) for name in host_attention.PRECISIONS
+        },
+    }
 
 
 def look_at_demo_model(backend: str | None) -> dict[str, Any]:
@@ -279,6 +286,7 @@ def show(report: dict[str, Any]) -> None:
         ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
         ("openvino", report["openvino"] or "not installed"),
         ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
+        ("attention", describe_attention(native["attention"])),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
         ("because", run["why"]),
         ("demo model", f"{demo['name']}, {describe_demo_model(demo)}"),
@@ -303,6 +311,11 @@ def describe_demo_model(demo: dict[str, Any]) -> str:
     if demo["backend"] is None:
         return "packaged, but nothing here runs it"
     return f"packaged, {demo['backend']} runs its {'bundle' if demo['bundle'] else 'weights'}"
+
+
+def describe_attention(instructions: dict[str, str]) -> str:
+    """Return what computes attention on the CPU as one line."""
+    return ", ".join(f"{precision} on {name}" for precision, name in instructions.items())
 
 
 def describe_torch(torch: dict[str, Any] | None) -> str:

@@ -187,7 +187,9 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        return F.linear(x, weight).unflatten(-1, (4, -1)) + self.bias
+        # A plain matrix and the bias of all four, or runtimes take another pass to add it.
+        made = F.linear(x.flatten(0, -2), weight, self.bias.repeat(4))
+        return made.unflatten(0, (-1, *x.shape[1:-1])).unflatten(-1, (4, -1))
 
 
 class MaskDecoder(nn.Module):
