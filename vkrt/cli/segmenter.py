@@ -31,5 +31,5 @@ def open_segmenter(model: str, checkpoint: Path | None = None, **settings: Any) 
             f"{model} makes pictures and segments none; take a model of SAM 2, which "
             "`vkrt models` lists"
         )
-    segmenter: Segmenter = vkrt.load(model, checkpoint, **settings)
+    segmenter: Segmenter = vkrt.load(model, checkpoint=checkpoint, **settings)
     return segmenter

@@ -56,8 +56,9 @@ class Attention(nn.Module):
         count = q.shape[0]
         # All prompts in one product: (H, N * T, d).
         q = self.split(self.q_proj(q) * self.scale).transpose(0, 1).flatten(1, 2)
-        share = (q @ keys[0]).softmax(dim=-1)
-        x = (share @ values[0]).unflatten(1, (count, -1))
+        # Not keys[0], which runtimes take for a choice at run time and copy.
+        share = (q @ keys.flatten(0, 1)).softmax(dim=-1)
+        x = (share @ values.flatten(0, 1)).unflatten(1, (count, -1))
         return self.out_proj(x.permute(1, 2, 0, 3).flatten(2))
 
     def read_pixels(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -187,9 +188,7 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        # A plain matrix and the bias of all four, or runtimes take another pass to add it.
-        made = F.linear(x.flatten(0, -2), weight, self.bias.repeat(4))
-        return made.unflatten(0, (-1, *x.shape[1:-1])).unflatten(-1, (4, -1))
+        return F.linear(x, weight).unflatten(-1, (4, -1)) + self.bias
 
 
 class MaskDecoder(nn.Module):
