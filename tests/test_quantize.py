@@ -208,7 +208,7 @@ def test_ranges_are_those_of_all_inputs(tmp_path: Path) -> None:
     axes = (2, ROWS // 2, WIDTH)
     stage = Stage("product", path, (Port("x", axes),), (Port("y", (2, ROWS // 2, 8)),))
     inputs = [np.full(axes, value, np.float32) for value in (-1, 3, 2)]
-    assert observe(stage, ["x", "x"], inputs) == {"x": Range(-1.0, 3.0, ROWS * WIDTH)}
+    assert observe(stage, path, ["x", "x"], inputs) == {"x": Range(-1.0, 3.0, ROWS * WIDTH)}
     with pytest.raises(BackendError, match="no finite range") as caught:
-        observe(stage, ["x"], [inputs[0], np.full(axes, np.nan, np.float32)])
+        observe(stage, path, ["x"], [inputs[0], np.full(axes, np.nan, np.float32)])
     assert "\n" not in str(caught.value)

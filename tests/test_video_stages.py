@@ -95,7 +95,12 @@ def centre_scores(
 def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor], index: int) -> None:
     """Compare one object's outputs."""
     for name, theirs in wanted.items():
-        assert relative_error(got[name][index : index + 1], theirs) < RELATIVE, name
+        ours = got[name][index : index + 1]
+        if name == "object_score":
+            # One number each, of which one is set to next to nothing: all of them give the scale.
+            assert (ours - theirs).abs().max() < RELATIVE * got[name].abs().max(), name
+        else:
+            assert relative_error(ours, theirs) < RELATIVE, name
 
 
 def pads(count: int) -> tuple[Tensor, Tensor]:
