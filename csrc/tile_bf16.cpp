@@ -2,24 +2,16 @@
 
 #if VKRT_BF16_TILE
 
-#include <immintrin.h>
-
 #define VKRT_TARGET __attribute__((target("avx512f,avx512bw,avx512bf16")))
-#include "tile_steps.h"
+#include "lanes_512.h"
 
 namespace vkrt {
 
 namespace {
 
 // Products of pairs, summed in float: twice as many a cycle as with kTile512.
-struct LanesBf16 {
-    typedef float Float __attribute__((vector_size(64)));
-    typedef std::uint32_t Word __attribute__((vector_size(64)));
-    static constexpr int kVectors = 2, kRows = 8, kNumbers = 2;
-    VKRT_STEP static Float all(float x) { return _mm512_set1_ps(x); }
-    VKRT_STEP static Float multiply_add(Float a, Float b, Float c) {
-        return _mm512_fmadd_ps(a, b, c);
-    }
+struct LanesBf16 : Vectors512 {
+    static constexpr int kNumbers = 2;
     VKRT_STEP static Float dot(Float a, Float b, Float c) {
         return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
     }
@@ -30,8 +22,6 @@ struct LanesBf16 {
         const auto beside = (__m512i)_mm512_cvtne2ps_pbh(b, a);
         return (Float)_mm512_permutexvar_epi16(order, beside);
     }
-    VKRT_STEP static Float larger(Float a, Float b) { return a > b ? a : b; }
-    VKRT_STEP static Word shift(Word w, int n) { return w << n; }
 };
 
 }  // namespace

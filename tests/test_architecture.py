@@ -94,7 +94,7 @@ USES_DEMO = {"bench", "cli"}
 for _part in USES_DEMO:
     MAY_IMPORT[_part].add("demo")
 MAY_IMPORT["demo"] |= {"demo.clips", "demo.scenes"}
-MAY_IMPORT["cli"] |= {"meant", "kernels.host_attention"}
+MAY_IMPORT["cli"] |= {"meant", "steps", "kernels.host_attention"}
 
 TORCH_FREE = (
     "",

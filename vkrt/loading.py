@@ -45,7 +45,8 @@ def load(
         precision: "auto", "fp32", "bf16", "fp16" or "int8"; of a Generator also by stage, as
             "bf16,vae_decoder=fp32" or a mapping; in a bundle fp16 is that of the stored
             weights alone. "int8" always runs on ONNX Runtime, with the image encoder's products in
-            integers as far as masks allow; its export takes minutes, and is kept in the cache.
+            integers as far as masks allow, and attention in bf16 where the CPU is faster so; its
+            export takes minutes, and is kept in the cache.
         threads: CPU threads; None leaves the machine's default.
         image_size: side of the model's square input, a multiple of 32; None is the model's own.
         embedding_cache_bytes: bound of a Segmenter's embedding cache; 0 turns it off.

@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["IS_NATIVE", "MASKED", "PRECISIONS", "attend", "instructions", "stand_in"]
+__all__ = ["IS_NATIVE", "MASKED", "attend", "instructions", "stand_in"]
 
 SWITCH = "VKRT_NO_NATIVE"
 MASKED = -1e8  # a bias of at most this leaves a key out
-PRECISIONS = ("fp32", "bf16")  # what the factors of products may be rounded to
 PAIRS_AT_ONCE = 2**22  # logits that numpy holds at a time: 16 MB
 
 
@@ -63,7 +62,7 @@ def stand_in(
     precision: str = "fp32",
 ) -> np.ndarray:
     """Compute attend in numpy, some queries at a time; threads and precision change nothing."""
-    if precision not in PRECISIONS:
+    if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision must be fp32 or bf16, not {precision}")
     if query.ndim == key.ndim == value.ndim == 4:
         return beside(query, key, value, bias)

@@ -197,13 +197,12 @@ def look_at_native() -> dict[str, Any]:
     """Return whether the C++ part is there, or why not, and what attention is computed with."""
     from vkrt.kernels import host_attention
     from vkrt.media import native
+    from vkrt.steps import PRECISIONS
 
     return {
         "available": native.available(),
         "why_missing": native.why_missing() or None,
-        "attention": {
-            name: host_attention.instructions(name) for name in host_attention.PRECISIONS
-        },
+        "attention": {name: host_attention.instructions(name) for name in PRECISIONS},
     }
 
 
