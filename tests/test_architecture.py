@@ -23,6 +23,7 @@ PLAIN = {
     "models.sd35.config",
     "models.sd35.known",
     "models.sd35.layout",
+    "weights.safety_limits",
 }
 BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "models", "weights"}
 
@@ -35,13 +36,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models.sd35.config": set(),
     "models.sd35.known": {"models.sd35.config"},
     "models.sd35.layout": {"models.sd35.config"},
+    "weights.safety_limits": set(),
     "options": {"errors"},
     "catalog": {"errors", "models.sam2.config", "models.sd35.config", "models.sd35.known"},
     "_native": set(),
     "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
     "kernels.host_attention.tensors": {"kernels.host_attention"},
-    "media": {"errors", "_native"},
+    "media": {"errors", "_native", "weights.safety_limits"},
     "models": {
         "kernels",
         "stage",
@@ -51,10 +53,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models.sd35.layout",
     },
     "memory": {"errors", "stage", "models.sd35.config", "models.sd35.layout"},
-    "onnx_file": {"errors"},
+    "onnx_file": {"errors", "weights.safety_limits"},
     "steps": set(),
-    "manifest": {"errors", "stage", "steps"},
-    "bundle": {"errors", "stage", "steps", "catalog", "manifest", "onnx_file"},
+    "manifest": {"errors", "stage", "steps", "weights.safety_limits"},
+    "bundle": {
+        "errors",
+        "stage",
+        "steps",
+        "catalog",
+        "manifest",
+        "onnx_file",
+        "weights.safety_limits",
+    },
     "backends": {"errors", "options", "stage", "steps", "bundle", "kernels.host_attention"},
     "weights": {*PLAIN, "models", "media"},
     # A scene is made of its seed, and of nothing else here.
@@ -115,6 +125,7 @@ TORCH_FREE = (
     "options",
     "stage",
     "steps",
+    "weights.safety_limits",
 )
 HEAVY = {"torch", "transformers", "triton", "onnx", "huggingface_hub", "skimage"}
 BACKEND_NAMES = {"eager", "compiled", "onnx", "openvino", "fake"}

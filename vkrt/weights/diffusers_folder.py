@@ -20,7 +20,7 @@ from vkrt.models.sd35.config import (
     T5Config,
     VaeConfig,
 )
-from vkrt.weights.limits import shown
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.sd35_fit import BORROWED, PARTS_OF
 from vkrt.weights.sd35_names import to_diffusers
 from vkrt.weights.sd35_sources import FOLDERS, TOKENIZERS

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import MAX_INDEX_BYTES, MAX_TENSORS, listed, shown
+from vkrt.weights.safety_limits import MAX_INDEX_BYTES, MAX_TENSORS, listed, shown
 
 __all__ = ["Parts", "find_parts"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import shown
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.lora_file import Lora, read_lora
 from vkrt.weights.lora_layer import Layer
 from vkrt.weights.lora_names import Range, Target, Targets

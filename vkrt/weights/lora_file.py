@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import read_tensors
-from vkrt.weights.limits import listed, shown
+from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.lora_layer import Layer, Matrix, make_matrix
 from vkrt.weights.lora_names import address_of, split_key
 from vkrt.weights.lora_notes import Notes, read_notes

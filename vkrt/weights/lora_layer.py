@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import listed, shown
+from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.lora_names import Address
 
 __all__ = ["Hadamard", "Kronecker", "Layer", "LowRank", "Matrix", "Whole", "make_matrix"]

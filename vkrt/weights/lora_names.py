@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import listed, shown
+from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.sd35_names import diffusers_pieces
 
 __all__ = ["Address", "Range", "Target", "Targets", "address_of", "split_key"]

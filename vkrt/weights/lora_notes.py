@@ -15,7 +15,7 @@ from safetensors import safe_open
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import is_safetensors
 from vkrt.weights.folder import find_parts
-from vkrt.weights.limits import MAX_INDEX_BYTES, shown
+from vkrt.weights.safety_limits import MAX_INDEX_BYTES, shown
 from vkrt.weights.lora_names import WRAPPER
 
 __all__ = ["Notes", "read_notes"]

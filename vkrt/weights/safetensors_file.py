@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import MAX_HEADER_BYTES, MAX_TENSORS, shown
+from vkrt.weights.safety_limits import MAX_HEADER_BYTES, MAX_TENSORS, shown
 
 __all__ = ["read_safetensors", "safetensors_shapes"]
 

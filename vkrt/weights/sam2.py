@@ -14,7 +14,7 @@ from vkrt.errors import CheckpointError
 from vkrt.models.sam2.model import Sam2
 from vkrt.weights.checkpoint import read_tensors
 from vkrt.weights.hub import pull
-from vkrt.weights.limits import listed, shown
+from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.sam2_names import is_transformers, official_name, to_official
 from vkrt.weights.skip_init import SkipInit
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import shown
+from vkrt.weights.safety_limits import shown
 
 __all__ = ["is_transformers", "official_name", "to_official"]
 

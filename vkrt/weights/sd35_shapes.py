@@ -17,7 +17,7 @@ from vkrt.models.sd35.config import (
     T5Config,
     VaeConfig,
 )
-from vkrt.weights.limits import shown
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.sd35_names import diffusers_pieces, is_diffusers
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import gather, is_safetensors
-from vkrt.weights.limits import shown
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.safetensors_file import LENGTH_BYTES, damaged, open_checked
 
 __all__ = ["Entry", "read_entries", "read_run"]

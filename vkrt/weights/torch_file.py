@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.limits import MAX_INDEX_BYTES, MAX_TENSORS, shown
+from vkrt.weights.safety_limits import MAX_INDEX_BYTES, MAX_TENSORS, shown
 
 __all__ = ["read_torch"]
 
