@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.folder import find_parts
-from vkrt.weights.safety_limits import MAX_TENSORS, listed, shown
 from vkrt.weights.safetensors_file import read_safetensors, safetensors_shapes
+from vkrt.weights.safety_limits import MAX_TENSORS, listed, shown
 from vkrt.weights.torch_file import read_torch
 
 __all__ = ["read_shapes", "read_tensors"]

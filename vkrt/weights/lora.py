@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.safety_limits import shown
 from vkrt.weights.lora_file import Lora, read_lora
 from vkrt.weights.lora_layer import Layer
 from vkrt.weights.lora_names import Range, Target, Targets
+from vkrt.weights.safety_limits import shown
 
 __all__ = ["Adapter", "Lora", "LoraSet", "apply", "check", "merge", "read_lora", "remove"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import read_tensors
-from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.lora_layer import Layer, Matrix, make_matrix
 from vkrt.weights.lora_names import address_of, split_key
 from vkrt.weights.lora_notes import Notes, read_notes
+from vkrt.weights.safety_limits import listed, shown
 
 __all__ = ["Lora", "read_lora"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.lora_names import Address
+from vkrt.weights.safety_limits import listed, shown
 
 __all__ = ["Hadamard", "Kronecker", "Layer", "LowRank", "Matrix", "Whole", "make_matrix"]
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import is_safetensors
 from vkrt.weights.folder import find_parts
-from vkrt.weights.safety_limits import MAX_INDEX_BYTES, shown
 from vkrt.weights.lora_names import WRAPPER
+from vkrt.weights.safety_limits import MAX_INDEX_BYTES, shown
 
 __all__ = ["Notes", "read_notes"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.safety_limits import shown
 from vkrt.weights.mapped_file import MappedFile
 from vkrt.weights.safetensors_file import damaged
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.tensor_index import Entry, read_run
 
 __all__ = ["Assembler", "Recipe", "Run"]

@@ -15,8 +15,8 @@ from vkrt.errors import BackendError, CheckpointError
 from vkrt.models.sd35.config import ControlNetConfig, Sd35Config
 from vkrt.models.sd35.known import ENCODER_FILES, HUB_IDS, KNOWN
 from vkrt.weights.hub import pull
-from vkrt.weights.safety_limits import shown
 from vkrt.weights.recipe import Assembler, Recipe
+from vkrt.weights.safety_limits import shown
 from vkrt.weights.sd35_config import described, known_name, recognise
 from vkrt.weights.sd35_fit import PARTS_OF, Fit
 from vkrt.weights.sd35_modules import build_part, shapes_of_part

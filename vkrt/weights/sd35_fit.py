@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.safety_limits import listed
 from vkrt.weights.recipe import Recipe, Run
+from vkrt.weights.safety_limits import listed
 from vkrt.weights.sd35_names import Piece, diffusers_pieces
 from vkrt.weights.sd35_sources import Component
 from vkrt.weights.tensor_index import Entry

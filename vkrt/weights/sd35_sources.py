@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from vkrt.errors import CheckpointError
 from vkrt.models.sd35.known import ENCODER_FILES
-from vkrt.weights.safety_limits import MAX_INDEX_BYTES, listed, shown
 from vkrt.weights.safetensors_file import open_checked
+from vkrt.weights.safety_limits import MAX_INDEX_BYTES, listed, shown
 from vkrt.weights.sd35_names import is_diffusers
 from vkrt.weights.tensor_index import Entry, read_entries
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import gather, is_safetensors
-from vkrt.weights.safety_limits import shown
 from vkrt.weights.safetensors_file import LENGTH_BYTES, damaged, open_checked
+from vkrt.weights.safety_limits import shown
 
 __all__ = ["Entry", "read_entries", "read_run"]
 
