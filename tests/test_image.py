@@ -176,8 +176,11 @@ def test_exif_rotation(orientation: int, mode: str) -> None:
         upright = np.repeat(upright[:, :, :1], 3, axis=2)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    got = read_image(encoded(Image.fromarray(stored), "PNG", exif=exif.tobytes()))
-    assert np.array_equal(got, upright)
+    data = encoded(Image.fromarray(stored), "PNG", exif=exif.tobytes())
+    assert np.array_equal(read_image(data), upright)
+    kept = stored if mode == "RGB" else np.repeat((stored >> 8)[:, :, None], 3, axis=2)
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert np.array_equal(read_image(source, upright=False), kept)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

@@ -25,6 +25,7 @@ class SequenceFrames(Frames):
     Args:
         photos: paths, or an array (T, H, W, 3) uint8, or whatever else gives photos by number.
             Arrays are not copied.
+        upright: turn each photo as its EXIF says.
 
     Raises:
         VideoError: there is none, or the first one can't be read.
@@ -36,8 +37,10 @@ class SequenceFrames(Frames):
         name: str,
         cache: int = CACHE,
         on_error: OnError = "raise",
+        upright: bool = True,
     ) -> None:
         super().__init__(name, cache, on_error)
+        self._upright = upright
         if len(photos) == 0:
             raise VideoError(f"{name} has no frames; give at least one")
         self._photos: Sequence[Photo] | np.ndarray = photos
@@ -45,7 +48,7 @@ class SequenceFrames(Frames):
         self.frame(0)
 
     def _load(self, index: int) -> np.ndarray:
-        return read_frame(self._photos[index])
+        return read_frame(self._photos[index], self._upright)
 
     def _release(self) -> None:
         self._photos = ()
@@ -116,14 +119,14 @@ class IteratorFrames(Frames):
             self._after()
 
 
-def read_frame(photo: Photo) -> np.ndarray:
+def read_frame(photo: Photo, upright: bool = True) -> np.ndarray:
     """Return a photo as (H, W, 3) uint8.
 
     Raises:
         Damage: it can't be read.
     """
     try:
-        return read_image(photo)
+        return read_image(photo, upright)
     except ImageError as error:
         raise Damage(f"can't be read: {error}") from None
 

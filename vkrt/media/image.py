@@ -46,16 +46,17 @@ DAMAGE = (
 )
 
 
-def read_image(source: Photo) -> np.ndarray:
+def read_image(source: Photo, upright: bool = True) -> np.ndarray:
     """Return a photo as (H, W, 3) uint8 RGB, contiguous, upright.
 
-    A file's EXIF rotation is applied, alpha is dropped, 16-bit grey loses its low byte, and of an
-    animation the first frame is taken. A size beyond MAX_PIXELS is refused from the header,
-    before anything is decoded.
+    The EXIF rotation of a file or PIL image is applied, alpha is dropped, 16-bit grey loses its
+    low byte, and of an animation the first frame is taken. A size beyond MAX_PIXELS is refused
+    from the header, before anything is decoded.
 
     Args:
         source: a path, a file's bytes, a PIL image, or an array: (H, W, 3) uint8 RGB, also
             (H, W), (H, W, 1) and (H, W, 4) uint8. An array that fits is returned as it is.
+        upright: turn the photo as its EXIF says; False keeps the pixels as they are stored.
 
     Raises:
         ImageError: nothing is there, it is not a picture, damaged, truncated, empty or too large.
@@ -63,18 +64,18 @@ def read_image(source: Photo) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return from_array(source)
     if isinstance(source, Image.Image):
-        return from_picture(source, "the picture")
+        return from_picture(source, "the picture", upright)
     if isinstance(source, bytes | bytearray | memoryview):
-        return from_stream(io.BytesIO(source), "the picture")
+        return from_stream(io.BytesIO(source), "the picture", upright)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             f"a photo can't be a {type(source).__name__}; give a path, bytes, a PIL image or an "
             "(H, W, 3) uint8 array"
         )
-    return from_path(Path(source))
+    return from_path(Path(source), upright)
 
 
-def from_path(path: Path) -> np.ndarray:
+def from_path(path: Path, upright: bool) -> np.ndarray:
     """Return the photo of a file."""
     try:
         mode = path.stat().st_mode
@@ -91,7 +92,7 @@ def from_path(path: Path) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"{path} can't be opened ({reason(error)}); check its rights") from None
     with stream:
-        return from_stream(stream, str(path))
+        return from_stream(stream, str(path), upright)
 
 
 def reason(error: Exception) -> str:
@@ -99,12 +100,12 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def from_stream(stream: IO[bytes], name: str) -> np.ndarray:
+def from_stream(stream: IO[bytes], name: str, upright: bool) -> np.ndarray:
     """Return the photo of an open file."""
     if not stream.read(1):
         raise ImageError(f"{name} is empty (0 bytes); give it again or make it anew")
     with open_header(stream, name) as picture:
-        return from_picture(picture, name)
+        return from_picture(picture, name, upright)
 
 
 def open_header(stream: IO[bytes], name: str) -> Image.Image:
@@ -132,7 +133,7 @@ def open_header(stream: IO[bytes], name: str) -> Image.Image:
     raise ImageError(f"{name} is not a picture, or its header is damaged; {READABLE}")
 
 
-def from_picture(picture: Image.Image, name: str) -> np.ndarray:
+def from_picture(picture: Image.Image, name: str, upright: bool) -> np.ndarray:
     """Return the photo of a PIL image, decoding it if that is still to be done."""
     check_size(picture.height, picture.width, name)
     try:
@@ -141,7 +142,7 @@ def from_picture(picture: Image.Image, name: str) -> np.ndarray:
         state = "truncated" if "truncated" in str(error) else "damaged"
         raise ImageError(f"{name} is {state} ({error}); get the whole file again") from None
     try:
-        pixels = to_rgb(turn_upright(picture), name)
+        pixels = to_rgb(turn_upright(picture) if upright else picture, name)
     except DAMAGE as error:
         if isinstance(error, ImageError):
             raise
