@@ -15,6 +15,7 @@ PLACES = {"vkrt": "vkrt", "kernels": "vkrt.kernels", "export": "vkrt.export"}
 
 # Plain data and the interfaces that everything may speak of.
 PLAIN = {
+    "arguments",
     "errors",
     "options",
     "stage",
@@ -31,19 +32,26 @@ BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "m
 # "" is vkrt/__init__.py. Everything points down.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "arguments": {"errors"},
     "stage": set(),
     "models.sam2.config": set(),
     "models.sd35.config": set(),
     "models.sd35.known": {"models.sd35.config"},
     "models.sd35.layout": {"models.sd35.config"},
     "weights.safety_limits": set(),
-    "options": {"errors"},
-    "catalog": {"errors", "models.sam2.config", "models.sd35.config", "models.sd35.known"},
+    "options": {"arguments", "errors"},
+    "catalog": {
+        "arguments",
+        "errors",
+        "models.sam2.config",
+        "models.sd35.config",
+        "models.sd35.known",
+    },
     "_native": set(),
     "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
     "kernels.host_attention.tensors": {"kernels.host_attention"},
-    "media": {"errors", "_native", "weights.safety_limits"},
+    "media": {"arguments", "errors", "_native", "weights.safety_limits"},
     "models": {
         "kernels",
         "stage",
@@ -52,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models.sd35.known",
         "models.sd35.layout",
     },
-    "memory": {"errors", "stage", "models.sd35.config", "models.sd35.layout"},
+    "memory": {"arguments", "errors", "stage", "models.sd35.config", "models.sd35.layout"},
     "onnx_file": {"errors", "weights.safety_limits"},
     "steps": set(),
     "manifest": {"errors", "stage", "steps", "weights.safety_limits"},
@@ -108,6 +116,7 @@ MAY_IMPORT["cli"] |= {"meant", "steps", "kernels.host_attention"}
 
 TORCH_FREE = (
     "",
+    "arguments",
     "bundle",
     "catalog",
     "cli",

@@ -17,8 +17,32 @@ __all__ = [
 ]
 
 
+# Beyond this, a message is cut: no terminal shows more, and a log should not hold a whole file.
+LONGEST = 2000
+# What would move a terminal's cursor, or ring its bell.
+ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
 class VkrtError(Exception):
-    """Base of every error that a caller's input or machine can cause."""
+    """Base of every error that a caller's input or machine can cause.
+
+    Its message is one line, whatever file names or errors of other packages are quoted in it.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line: no line breaks, control characters or half characters.
+
+    Runs of white space become one blank, the rest of what can't be shown is escaped, and a text of
+    more than 2,000 characters loses its middle.
+    """
+    line = " ".join(text.split()).translate(ESCAPES)
+    line = line.encode("utf-8", "backslashreplace").decode("utf-8")
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[: half - 5]} ... {line[-half:]}"
 
 
 class UnknownModelError(VkrtError, ValueError):
