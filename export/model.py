@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vkrt import __version__
+from vkrt.export.progress import Report, ignore
 from vkrt.manifest import Header
 from vkrt.media.image import MEAN, STD
 from vkrt.media.tokenizer_files import locate
@@ -39,8 +40,12 @@ def export_weights(
     photos_only: bool = False,
     calibration: Path | None = None,
     allow_loss: bool = False,
+    report: Report = ignore,
 ) -> None:
     """Write a checkpoint as a bundle; `started` gets the model's name once the weights are in.
+
+    Args:
+        report: gets what is being done, and which share of all work, 0 to 1, is done.
 
     The other arguments are those of vkrt.exporting.export_model.
     """
@@ -63,7 +68,7 @@ def export_weights(
         preprocessing=PREPROCESSING,
     )
     stages = image_stages(module) if photos_only else all_stages(module)
-    write_bundle(header, stages.values(), out, force, int8)
+    write_bundle(header, list(stages.values()), out, force, int8, report=report)
 
 
 def export_pictures(
@@ -76,10 +81,11 @@ def export_pictures(
     control_model: str | os.PathLike[str] | None = None,
     force: bool = True,
     allow_loss: bool = False,
+    report: Report = ignore,
 ) -> None:
     """Write a checkpoint of Stable Diffusion 3.5 as a bundle.
 
-    The arguments are those of vkrt.exporting.export_model.
+    The arguments are those of vkrt.exporting.export_model, and `report` as of export_weights.
     """
     from vkrt.export.int8.recipe import Int8
     from vkrt.export.sd35 import export_sd35
@@ -97,4 +103,5 @@ def export_pictures(
         tokenizers=None if given is None else {part: Path(path) for part, path in given.items()},
         controlnet=None if control_model is None else Path(control_model),
         int8=Int8(allow_loss=allow_loss),
+        report=report,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from vkrt import __version__
 from vkrt.export.int8.recipe import Int8
+from vkrt.export.progress import Report, ignore
 from vkrt.export.sd35_tokenizers import find_tokenizers
 from vkrt.export.write import write_bundle
 from vkrt.manifest import SD35, Header
@@ -30,6 +31,7 @@ def export_sd35(
     tokenizers: Mapping[str, Path] | None = None,
     controlnet: Path | None = None,
     int8: Int8 | None = None,
+    report: Report = ignore,
 ) -> None:
     """Write the stages whose weights are there, and the tokenizers, as a bundle.
 
@@ -45,6 +47,7 @@ def export_sd35(
         tokenizers: their folders or files, by "clip_l", "clip_g" and "t5"; None looks beside the
             weights.
         int8: how to quantize.
+        report: gets what is being done, and which share of all work, 0 to 1, is done.
 
     Raises:
         CheckpointError: weights or a tokenizer are damaged or missing.
@@ -69,9 +72,10 @@ def export_sd35(
         family=SD35,
         settings=settings_of(weights, stages, found.names),
     )
-    chosen = (stage for stage in PARTS if is_wanted(stage, weights))
+    chosen = [stage for stage in PARTS if is_wanted(stage, weights)]
     # A generator keeps no stage.
-    write_bundle(header, (stages[stage] for stage in chosen), out, force, int8, found.files)
+    made = (stages[stage] for stage in chosen)
+    write_bundle(header, made, out, force, int8, found.files, report, chosen)
 
 
 def is_wanted(stage: str, weights: Sd35Weights) -> bool:

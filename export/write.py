@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vkrt.bundle import building
 from vkrt.export.check import Expectation, Figure, compare, expect, refuse_failures, worse_of
 from vkrt.export.int8.recipe import Int8
 from vkrt.export.int8.stages import quantize_stages, wants_draft
+from vkrt.export.progress import Progress, Report, ignore
 from vkrt.export.shared import keep_one
 from vkrt.export.to_onnx import stage_to_onnx
 from vkrt.manifest import Header, write_manifest
@@ -29,6 +30,8 @@ def write_bundle(
     force: bool = False,
     int8: Int8 | None = None,
     files: Mapping[str, Path] | None = None,
+    report: Report = ignore,
+    names: Sequence[str] = (),
 ) -> None:
     """Export stages into a bundle.
 
@@ -42,6 +45,8 @@ def write_bundle(
         int8: how to quantize the image encoder or the transformer, where that is the header's
             precision.
         files: others that belong to it, by their names in the bundle.
+        report: gets what is being done, and which share of all work is done.
+        names: of the stages, for the report, where they come from a generator.
 
     Raises:
         OutputError: the folder can't be made, or exists.
@@ -50,6 +55,9 @@ def write_bundle(
     """
     quantized = header.precision == "int8"
     precision = "fp32" if quantized else header.precision
+    if isinstance(stages, Collection):
+        names = [stage.name for stage in stages]
+    progress = Progress(report, names, quantized)
     with building(out, force) as folder:
         figures: dict[str, list[Figure]] = {}
         expected: dict[str, Expectation] = {}
@@ -57,7 +65,9 @@ def write_bundle(
         drafts: dict[str, Path] = {}
         for stage in stages:
             name, path = stage.name, folder / f"{stage.name}.onnx"
+            progress.start(name, "computing what it should give")
             expected[name] = expect(stage, precision)
+            progress.start(name, "tracing")
             if quantized and wants_draft(name):
                 drafts[name] = folder / f"{name}.draft.onnx"
             made = stage_to_onnx(stage, path, precision, may_cut=True, draft=drafts.get(name))
@@ -65,8 +75,11 @@ def write_bundle(
             # ONNX Runtime takes as much memory again, and what torch traced refers to itself.
             del stage
             gc.collect()
+            progress.start(name, "checking")
             figures[name] = hold_against(expected[name], made)
+            progress.finish(name)
         if quantized:
+            progress.quantize()
             changed, header = quantize_stages(written, drafts, header, files or {}, int8 or Int8())
             for name, quick in changed.items():
                 written[name] = quick
@@ -79,6 +92,7 @@ def write_bundle(
             shutil.copyfile(source, folder / name)
         parity = [asdict(figure) for found in figures.values() for figure in found]
         write_manifest(folder, replace(header, parity=parity), written.values())
+    progress.end()
 
 
 def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:

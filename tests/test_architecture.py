@@ -122,6 +122,7 @@ TORCH_FREE = (
     "cli",
     "engines",
     "errors",
+    "export.progress",
     "kernels.host_attention",
     "manifest",
     "media",

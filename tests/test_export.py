@@ -300,6 +300,24 @@ def test_a_bundle_that_is_off_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_is_done_is_reported_in_order(tmp_path: Path, lazy: bool) -> None:
+    told: list[tuple[str, float]] = []
+    stages = [replace(mixer(), name=name) for name in ("image_encoder", "mask_decoder")]
+    names = [stage.name for stage in stages]
+    given = iter(stages) if lazy else stages
+    write.write_bundle(
+        HEADER, given, tmp_path / "b", report=lambda *said: told.append(said), names=names
+    )
+    for name in names:
+        assert [what for what, _ in told if what.startswith(name)][-1] == f"{name}: checking"
+    shares = [share for _, share in told]
+    assert shares == sorted(shares) and len(set(shares)) == len(shares)
+    assert shares[0] == 0.0 and told[-1] == ("done", 1.0)
+    # The encoder is most of the work.
+    assert told[len(told) // 2][1] > 0.5
+
+
 def test_sizes_that_the_graph_lost_are_found(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
