@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from vkrt.engines.sam2_image import Segmenter
-from vkrt.loading import load
 
-__all__ = ["Sam2Handle", "load_segmenter"]
+__all__ = ["Sam2Handle"]
 
 
 class Sam2Handle:
@@ -55,22 +53,3 @@ class Sam2Handle:
             if torch.device(wanted).type != self.device.type:
                 raise ValueError(f"built for {self.device}; pass device={wanted!r} to the builder")
         return self
-
-
-def load_segmenter(
-    config_file: str,
-    ckpt_path: str | os.PathLike[str] | None,
-    device: Any,
-    mode: str,
-    image_size: int | None,
-    **kwargs: Any,
-) -> Segmenter:
-    """Return the vkrt model that the arguments of upstream's builders name.
-
-    Raises:
-        VkrtError: as vkrt.load.
-        ValueError: mode is not "eval".
-    """
-    if mode != "eval":
-        raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
-    return load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)

@@ -9,7 +9,6 @@ its frame goes with it. Ids are whole numbers, and points lie on the frame.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,23 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from vkrt import catalog
-from vkrt.compat.handle import Sam2Handle, load_segmenter
-from vkrt.compat.overrides import VIDEO, read_overrides
+from vkrt.compat.builders import build_video_hf
+from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.video_masks import apart, full_size
 from vkrt.compat.video_prompts import frame_number, read_box, read_mask, read_points
 from vkrt.compat.video_state import VideoState, open_clip
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import PromptError
 
-__all__ = [
-    "SAM2VideoPredictor",
-    "build_sam2_video_predictor",
-    "build_sam2_video_predictor_hf",
-]
+__all__ = ["SAM2VideoPredictor"]
 
-# Upstream's builder fills holes up to this, in low-resolution pixels.
-FILL_HOLE_AREA = 8
 # Upstream has no bound for these: prompted frames that condition others, frames whose answers and
 # memories are kept for corrections (1.3 MB an object and frame at an input of 1024).
 CONDITIONING = 16
@@ -78,7 +70,7 @@ class SAM2VideoPredictor(Sam2Handle):
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
         """Build a predictor from a hub id; see build_sam2_video_predictor_hf."""
-        return build_sam2_video_predictor_hf(model_id, **kwargs)
+        return build_video_hf(cls, model_id, **kwargs)
 
     def init_state(
         self,
@@ -341,56 +333,6 @@ class SAM2VideoPredictor(Sam2Handle):
     def _apply_non_overlapping_constraints(self, pred_masks: Any) -> Any:
         """Do as vkrt.compat.video_masks.apart: upstream's scripts call it by this name."""
         return apart(pred_masks)
-
-
-def build_sam2_video_predictor(
-    config_file: str,
-    ckpt_path: str | os.PathLike[str] | None = None,
-    device: Any = "auto",
-    mode: str = "eval",
-    hydra_overrides_extra: list[str] | None = None,
-    apply_postprocessing: bool = True,
-    vos_optimized: bool = False,
-    **kwargs: Any,
-) -> SAM2VideoPredictor:
-    """Build a video predictor from upstream's config path and a checkpoint.
-
-    Args:
-        config_file, ckpt_path, device, mode: as in vkrt.compat.sam2.build_sam2.
-        hydra_overrides_extra: of upstream's overrides those of image_size,
-            dynamic_multimask_via_stability, max_cond_frames_in_attn and the options of
-            SAM2VideoPredictor.
-        apply_postprocessing: fill holes of up to 8 low-resolution pixels. That an unstable single
-            mask gives way to the best of three, and that prompted frames are remembered as what
-            is shown and not as logits, is so in either case while tracking.
-        vos_optimized: changes nothing: the backend decides what is compiled.
-        kwargs: options of vkrt.load (backend, precision, threads).
-
-    Raises:
-        VkrtError: as vkrt.load, or an override that vkrt does not know.
-        ValueError: mode is not "eval".
-    """
-    overrides = read_overrides(hydra_overrides_extra or [], VIDEO)
-    image_size = overrides.pop("image_size", None)
-    segmenter = load_segmenter(config_file, ckpt_path, device, mode, image_size, **kwargs)
-    options = {
-        "dynamic_multimask_via_stability": apply_postprocessing,
-        "fill_hole_area": FILL_HOLE_AREA if apply_postprocessing else 0,
-        **overrides,
-    }
-    return SAM2VideoPredictor(segmenter, **options)
-
-
-def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-    """Build the predictor of a hub id such as "facebook/sam2.1-hiera-tiny", fetching its weights.
-
-    Raises:
-        VkrtError: as build_sam2_video_predictor; DownloadError where the hub can't be reached.
-    """
-    from vkrt.weights.hub import pull
-
-    model = catalog.find(model_id)
-    return build_sam2_video_predictor(model.name, pull(model), **kwargs)
 
 
 def inference() -> AbstractContextManager[Any]:
