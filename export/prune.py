@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from vkrt.bundle import is_bundle
 from vkrt.errors import CheckpointError
 from vkrt.manifest import MANIFEST, read_json
+from vkrt.temporary import discard
 
 try:
     import fcntl
@@ -90,6 +89,4 @@ def delete_unused(folder: Path) -> None:
     ):
         fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Out of sight at once: whoever looks from now on finds nothing rather than half of it.
-        hidden = folder.with_name(f".{secrets.token_hex(6)}.old")
-        folder.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        discard(folder)

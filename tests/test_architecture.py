@@ -24,6 +24,7 @@ PLAIN = {
     "models.sd35.config",
     "models.sd35.known",
     "models.sd35.layout",
+    "temporary",
     "weights.safety_limits",
 }
 BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "models", "weights"}
@@ -38,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models.sd35.config": set(),
     "models.sd35.known": {"models.sd35.config"},
     "models.sd35.layout": {"models.sd35.config"},
+    "temporary": {"errors"},
     "weights.safety_limits": set(),
     "options": {"arguments", "errors"},
     "catalog": {
@@ -51,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
     "kernels.host_attention.tensors": {"kernels.host_attention"},
-    "media": {"arguments", "errors", "_native", "weights.safety_limits"},
+    "media": {"arguments", "errors", "_native", "temporary", "weights.safety_limits"},
     "models": {
         "kernels",
         "stage",
@@ -71,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalog",
         "manifest",
         "onnx_file",
+        "temporary",
         "weights.safety_limits",
     },
     "backends": {"errors", "options", "stage", "steps", "bundle", "kernels.host_attention"},
@@ -135,6 +138,7 @@ TORCH_FREE = (
     "options",
     "stage",
     "steps",
+    "temporary",
     "weights.safety_limits",
 )
 HEAVY = {"torch", "transformers", "triton", "onnx", "huggingface_hub", "skimage"}

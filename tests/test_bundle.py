@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -421,9 +422,30 @@ def test_an_older_bundle_survives_a_failed_rename(
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match=r"No space left.*finished bundle is in .*toy-2$"):
         write_toy(folder, force=True)
-    assert read_bundle(folder).header == HEADER and names(folder.parent) == {"toy"}
+    assert read_bundle(folder).header == HEADER and names(folder.parent) == {"toy", "toy-2"}
+    assert read_bundle(folder.with_name("toy-2")).header == HEADER
+
+
+def test_what_another_program_put_there_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    said = r"made by another program meanwhile: the finished bundle is in .*b-2$"
+    with pytest.raises(OutputError, match=said), building(target) as part:
+        write_manifest(part, HEADER, [product_stage(part)])
+        target.mkdir()
+        (target / "letter").touch()
+    assert names(tmp_path) == {"b", "b-2"} and names(target) == {"letter"}
+    assert read_bundle(tmp_path / "b-2").header == HEADER
+
+
+def test_two_builders_of_one_bundle(tmp_path: Path) -> None:
+    with building(tmp_path / "b") as part:
+        write_manifest(part, HEADER, [product_stage(part)])
+        with ThreadPoolExecutor(1) as other:
+            refused = other.submit(write_toy, tmp_path / "b").exception()
+        assert isinstance(refused, OutputError) and "another vkrt is writing" in str(refused)
+    assert names(tmp_path) == {"b"} and read_bundle(tmp_path / "b").header == HEADER
 
 
 def test_a_bundle_can_be_moved(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -575,11 +576,40 @@ def test_a_mask_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> Non
 
 def test_a_mask_folder_taken_meanwhile(tmp_path: Path) -> None:
     folder = tmp_path / "m"
-    with pytest.raises(OutputError, match="can't be written"), MaskFolder(folder) as masks:
+    with (
+        pytest.raises(OutputError, match=r"is not empty.* is in .*m-2$"),
+        MaskFolder(folder) as masks,
+    ):
         masks.write(0, LABELS)
         folder.mkdir()
         (folder / "notes").touch()
-    assert files(tmp_path) == {"m"} and files(folder) == {"notes"}
+    # What was tracked may have taken hours.
+    assert files(tmp_path) == {"m", "m-2"} and files(folder) == {"notes"}
+    assert files(tmp_path / "m-2") == {"00000.png"}
+
+
+def test_an_empty_mask_folder_filled_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    with pytest.raises(OutputError, match="is not empty"), MaskFolder(folder) as masks:
+        masks.write(0, LABELS)
+        (folder / "00000.png").write_bytes(b"somebody's")
+    assert files(folder) == {"00000.png", "masks-2"}
+    assert (folder / "00000.png").read_bytes() == b"somebody's"
+    assert files(folder / "masks-2") == {"00000.png"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_two_do_not_fill_one_mask_folder(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "m"
+    if there:
+        folder.mkdir()
+    with MaskFolder(folder) as masks:
+        masks.write(0, LABELS)
+        with ThreadPoolExecutor(1) as other:
+            refused = other.submit(MaskFolder, folder).exception()
+        assert isinstance(refused, OutputError) and "another vkrt is writing" in str(refused)
+    assert files(folder) == {"00000.png"} and files(tmp_path) == {"m"}
 
 
 def test_help_has_an_example_and_json(call: Callable[..., Answer]) -> None:

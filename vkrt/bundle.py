@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vkrt.errors import CheckpointError, OutputError, VkrtError
+from vkrt.errors import CheckpointError, OutputError
 from vkrt.manifest import GET_AGAIN, MANIFEST, Header, digest_of, read_manifest
 from vkrt.onnx_file import external_files
 from vkrt.stage import Stage
 from vkrt.steps import CutFile, Piece
+from vkrt.temporary import TemporaryFolder, claim, explained, keep_beside, replace_folder
 
 __all__ = ["Bundle", "building", "is_bundle", "read_bundle"]
 
@@ -111,30 +110,29 @@ def check_references(path: Path, files: Collection[str]) -> None:
 def building(target: str | os.PathLike[str], force: bool = False) -> Iterator[Path]:
     """Give a new folder beside `target` to write a bundle into, and rename it once it is whole.
 
-    Whatever goes wrong, nothing is left behind and an older bundle stays as it was.
+    Whatever goes wrong, nothing is left behind and an older bundle stays as it was. Nobody else
+    can build at the same place meanwhile.
 
     Args:
         target: the folder to make.
         force: replace a bundle that is there; anything else is never replaced.
 
     Raises:
-        OutputError: the target can't be made, or exists.
+        OutputError: the target can't be made, or exists; where another program made it meanwhile,
+            the finished bundle stays beside it, under the name that the message says.
     """
     real = Path(os.path.realpath(target))
     check_target(real, force)
-    part = real.with_name(f".{secrets.token_hex(6)}.part")
-    try:
-        part.mkdir()
-        yield part
-        read_bundle(part)
-        put_in_place(part, real)
-    except VkrtError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"{target} can't be written ({reason}); choose another place") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with explained(target), claim(real):
+        # Whoever had the place before may have filled it.
+        check_target(real, force)
+        part = TemporaryFolder(real.parent)
+        try:
+            yield part.path
+            read_bundle(part.path)
+            put_in_place(part.path, real, force)
+        finally:
+            part.remove()
 
 
 def check_target(real: Path, force: bool) -> None:
@@ -147,16 +145,14 @@ def check_target(real: Path, force: bool) -> None:
         raise OutputError(f"{real} is no bundle, so it is not replaced; choose another folder")
 
 
-def put_in_place(part: Path, real: Path) -> None:
-    """Rename a folder to where an older one may be."""
-    if not real.exists():
-        os.rename(part, real)
-        return
-    older = part.with_suffix(".old")
-    os.rename(real, older)
+def put_in_place(part: Path, real: Path, force: bool) -> None:
+    """Give a whole bundle its name, or another one if something else has that by now."""
     try:
-        os.rename(part, real)
-    except OSError:
-        os.rename(older, real)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
+        check_target(real, force)
+        replace_folder(part, real)
+    except (OutputError, OSError) as error:
+        kept = keep_beside(part, real)
+        reason = "was made by another program meanwhile"
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"can't be replaced ({error.strerror})"
+        raise OutputError(f"{real} {reason}: the finished bundle is in {kept}") from error

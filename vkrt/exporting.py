@@ -11,6 +11,7 @@ from vkrt.bundle import Bundle, check_target, read_bundle
 from vkrt.errors import BackendError
 from vkrt.export.model import PRECISIONS, export_pictures, export_weights
 from vkrt.meant import Paths, understand
+from vkrt.temporary import claim, explained
 
 __all__ = ["export_model"]
 
@@ -63,35 +64,37 @@ def export_model(
         raise BackendError("calibration and allowed loss are of int8: add --precision int8")
     check_target(Path(out), force)
     meant = understand(model, checkpoint)
-    if meant.makes_pictures:
-        if image_size is not None or photos_only or calibration is not None:
-            raise BackendError(
-                f"{model} makes pictures of any size, which needs no photos: leave out image_size, "
-                "photos_only and calibration"
-            )
-        export_pictures(
-            meant.name,
-            meant.source,
-            Path(out),
-            precision,
-            encoders,
-            tokenizers,
-            control_model,
-            force=force,
-            allow_loss=allow_loss,
+    if meant.makes_pictures and (image_size is not None or photos_only or calibration is not None):
+        raise BackendError(
+            f"{model} makes pictures of any size, which needs no photos: leave out image_size, "
+            "photos_only and calibration"
         )
-        return read_bundle(out)
-    if meant.name is not None:
+    if not meant.makes_pictures and meant.name is not None:
         catalog.find(meant.name, image_size)
-    export_weights(
-        meant.name,
-        meant.source,
-        Path(out),
-        precision,
-        image_size,
-        force=force,
-        photos_only=photos_only,
-        calibration=None if calibration is None else Path(calibration),
-        allow_loss=allow_loss,
-    )
-    return read_bundle(out)
+    # From before the weights are read, which takes a while, until the bundle is in its place.
+    with explained(out), claim(out):
+        if meant.makes_pictures:
+            export_pictures(
+                meant.name,
+                meant.source,
+                Path(out),
+                precision,
+                encoders,
+                tokenizers,
+                control_model,
+                force=force,
+                allow_loss=allow_loss,
+            )
+        else:
+            export_weights(
+                meant.name,
+                meant.source,
+                Path(out),
+                precision,
+                image_size,
+                force=force,
+                photos_only=photos_only,
+                calibration=None if calibration is None else Path(calibration),
+                allow_loss=allow_loss,
+            )
+        return read_bundle(out)

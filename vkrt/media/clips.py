@@ -15,9 +15,9 @@ from PIL import Image
 
 from vkrt.errors import OutputError, VideoError
 from vkrt.media.decoder import load_av
-from vkrt.media.files import explained
 from vkrt.media.image import check_size
 from vkrt.media.pending import PendingOutput
+from vkrt.temporary import explained
 
 __all__ = ["ClipWriter"]
 

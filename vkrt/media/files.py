@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from vkrt.errors import OutputError, VkrtError
+from vkrt.errors import OutputError
+from vkrt.temporary import TemporaryFile, explained
 
 __all__ = ["check_writable", "write_atomically"]
-
-REMEDIES = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EDQUOT: "free some of your quota or choose another folder",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that is not mounted read-only",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -37,7 +25,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     """
     with explained(path):
         target = find_target(path)
-        temporary = create_beside(target)
+        temporary = TemporaryFile(target.parent)
         try:
             with os.fdopen(temporary.descriptor, "wb") as stream:
                 write(stream)
@@ -57,27 +45,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     with explained(path):
         target = find_target(path)
-        temporary = create_beside(target)
+        temporary = TemporaryFile(target.parent)
         os.close(temporary.descriptor)
         temporary.remove()
-
-
-class Temporary:
-    """Hold a new file that is open for writing.
-
-    Attributes:
-        path: where it is.
-        descriptor: its open file descriptor.
-    """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self.descriptor = descriptor
-
-    def remove(self) -> None:
-        """Delete the file if it is still there."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
 
 
 def find_target(path: str | os.PathLike[str]) -> Path:
@@ -95,24 +65,3 @@ def find_target(path: str | os.PathLike[str]) -> Path:
         if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise OutputError(f"{path} is write-protected; choose another name or change its mode")
     return target
-
-
-def create_beside(target: Path) -> Temporary:
-    """Create a temporary file in the target's folder, with the mode of any new file."""
-    # tempfile would make it readable to its owner only, and the umask can't be read safely.
-    path = target.with_name(f".{secrets.token_hex(6)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    return Temporary(path, os.open(path, flags, 0o666))
-
-
-@contextmanager
-def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the system's errors into one line that says what to do."""
-    try:
-        yield
-    except VkrtError:
-        raise
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "choose another place")
-        reason = error.strerror or str(error)
-        raise OutputError(f"{path} can't be written ({reason}); {remedy}") from error

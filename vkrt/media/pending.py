@@ -7,7 +7,8 @@ import os
 from types import TracebackType
 from typing import BinaryIO
 
-from vkrt.media.files import create_beside, explained, find_target
+from vkrt.media.files import find_target
+from vkrt.temporary import TemporaryFile, explained
 
 __all__ = ["PendingOutput"]
 
@@ -29,7 +30,7 @@ class PendingOutput:
         self.path = path
         with explained(path):
             self._target = find_target(path)
-            self._temporary = create_beside(self._target)
+            self._temporary = TemporaryFile(self._target.parent)
             self.stream: BinaryIO = os.fdopen(self._temporary.descriptor, "wb")
         self._open = True
 

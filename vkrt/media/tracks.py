@@ -12,10 +12,10 @@ import numpy as np
 
 from vkrt.errors import VideoError
 from vkrt.media.boxes import measure
-from vkrt.media.files import explained
 from vkrt.media.pending import PendingOutput
 from vkrt.media.planes import as_masks
 from vkrt.media.rle import encode
+from vkrt.temporary import explained
 
 __all__ = ["TracksWriter"]
 
