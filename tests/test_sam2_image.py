@@ -78,6 +78,43 @@ def test_shapes_of_a_batch(photo: np.ndarray, multimask: bool, kept: int) -> Non
     assert backend.calls["mask_decoder"] == 1
 
 
+@pytest.mark.parametrize(
+    "prompts",
+    [{"box": np.zeros((0, 4))}, {"box": []}, {"points": np.zeros((0, 1, 2)), "labels": []}],
+)
+def test_nothing_found_is_an_answer(photo: np.ndarray, prompts: dict[str, object]) -> None:
+    segmenter, backend = fake()
+    embedding = segmenter.encode(photo)
+    for multimask, kept in ((True, 3), (False, 1)):
+        out = embedding.predict(**prompts, multimask=multimask)  # type: ignore[arg-type]
+        assert (out.masks.shape, out.masks.dtype) == ((0, kept, 90, 120), bool)
+        for scores in (out.scores, out.stability, out.magnitude, out.areas):
+            assert scores.shape == (0, kept)
+        assert out.logits.shape == (0, kept, 16, 16)
+        assert out.object_scores.shape == (0, 1) and out.best.shape == (0,)
+    assert "mask_decoder" not in backend.calls
+
+
+def test_forms_of_a_prompt_give_the_same_masks(eager: Segmenter, photo: np.ndarray) -> None:
+    embedding = eager.encode(photo)
+    inside = np.zeros((90, 120), bool)
+    inside[20:60, 45:95] = True
+    box, corners = [45, 20, 95, 60], [[45, 20], [95, 60]]
+    wanted = embedding.predict(box=box)
+    assert np.ptp(wanted.logits) > 0.1
+    same = [
+        embedding.predict(points=corners, labels=[2, 3]),
+        embedding.predict(box=torch.tensor(box).bfloat16()),
+        embedding.predict(box=box, points=[], labels=[]),
+    ]
+    for found in same:
+        np.testing.assert_array_equal(found.logits, wanted.logits)
+    refined = embedding.predict(mask=inside)
+    for form in (inside.astype(np.uint8) * 255, torch.tensor(inside), inside.astype(float)):
+        np.testing.assert_array_equal(embedding.predict(mask=form).logits, refined.logits)
+    assert np.abs(refined.logits - wanted.logits).max() > 0.01
+
+
 def test_prompts_never_encode_again(photo: np.ndarray) -> None:
     segmenter, backend = fake()
     for click in range(5):

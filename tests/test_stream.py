@@ -34,6 +34,27 @@ def test_what_a_step_gives(frames: np.ndarray) -> None:
     assert backend.calls["memory_attention"] == 0
 
 
+def test_a_prompt_of_empty_lists_says_nothing(frames: np.ndarray) -> None:
+    sam, _ = fake()
+    stream = sam.stream()
+    nothing = [Prompt(3, box=np.zeros((0, 4))), Prompt(4, points=[], labels=[])]
+    found = stream.step(frames[0], [POINT, *nothing])
+    assert found.obj_ids == (1,)
+    assert stream.step(frames[1], nothing).obj_ids == (1,)
+    both = Prompt(5, points=[], labels=[], box=[10, 10, 50, 50])
+    assert stream.step(frames[2], [both]).obj_ids == (1, 5)
+
+
+def test_ids_of_numpy_are_the_same_as_pythons(frames: np.ndarray) -> None:
+    sam, _ = fake()
+    stream = sam.stream()
+    found = stream.step(frames[0], [Prompt(np.int64(7), points=[[20, 30]])])
+    assert found.obj_ids == (7,) and type(found.obj_ids[0]) is int
+    assert stream.step(frames[1], [Prompt(7, points=[[21, 30]])]).obj_ids == (7,)
+    stream.remove(np.uint8(7))
+    assert stream.objects == ()
+
+
 def test_objects_run_as_one_batch_and_the_frame_is_encoded_once(frames: np.ndarray) -> None:
     sam, backend = fake()
     stream = sam.stream()

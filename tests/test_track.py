@@ -173,6 +173,12 @@ BAD: list[tuple[Callable[[Track], object], str]] = [
     (lambda t: t.remove(5), "object 5 is not tracked"),
     (lambda t: t.prompt(0, 1, box=[1, 1, 9, 9], keep=True), "only points can be added"),
     (lambda t: t.prompt(0, True, **CLICK), "whole number"),
+    (lambda t: t.prompt(0, 2, box=np.zeros((0, 4))), "object 2 has an empty prompt"),
+    (lambda t: t.prompt(0, 2, points=[], labels=[]), "object 2 has an empty prompt"),
+    (lambda t: t.prompt(0, 1, points=object(), keep=True), "must be numbers"),
+    (lambda t: t.propagate(frames=-1), "frames must be a whole number from 0"),
+    (lambda t: t.clear(10**5000, 1), "frame must be a whole number"),
+    (lambda t: t.prompt(0.5, 1, **CLICK), "frame must be a whole number"),
 ]
 
 
@@ -187,6 +193,19 @@ def test_after_bad_input_it_goes_on(
     assert "\n" not in str(caught.value)
     assert track.objects == (1,) and track._tracker.bank.rows == 1
     assert len(list(track.propagate())) == 12
+
+
+def test_numpy_integers_and_empty_lists_are_taken(frames: np.ndarray) -> None:
+    track = fake()[0].track(frames, history=np.int16(3), conditioning=np.uint8(2))
+    found = track.prompt(np.int64(2), np.int32(7), points=[], labels=[], box=[1, 1, 30, 30])
+    assert found.obj_ids == (7,) and track.objects == (7,)
+    again = track.prompt(2, 7, points=np.array([[20, 30]]), labels=np.zeros(1), keep=np.bool_(True))
+    assert again.obj_ids == (7,)
+    seen = [found.frame for found in track.propagate(np.int64(2), frames=np.int64(4))]
+    assert seen == [2, 3, 4, 5]
+    track.clear(np.int64(2), np.uint64(7))
+    track.remove(np.int8(7))
+    assert track.objects == ()
 
 
 def test_the_nearest_conditioning_frames() -> None:

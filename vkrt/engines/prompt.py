@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import whole
 from vkrt.errors import PromptError
+from vkrt.media.host_arrays import is_nothing
 from vkrt.media.masks import mask_to_input
+from vkrt.media.prompt_masks import read_whole_mask
 from vkrt.media.prompts import PAD_LABEL, prepare
 
-__all__ = ["UNPROMPTED", "Ask", "Prompt", "read_prompt"]
+__all__ = ["UNPROMPTED", "Ask", "Prompt", "check_id", "read_prompt", "says_nothing", "tidy"]
+
+# Ids fit into 64 bits, so that files can hold them.
+MAX_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,13 @@ class Prompt:
     """Name an object on a frame by points, a box or a mask.
 
     Attributes:
-        obj: any whole number; the same one always means the same object.
+        obj: any whole number of at most 64 bits; the same one always means the same object.
         points: (P, 2) x, y in pixels of the frame.
-        labels: (P,) 1 on the object, 0 not on it; None means all 1.
+        labels: (P,) 1 on the object, 0 not on it, 2 and 3 the top left and bottom right corner of
+            a box; None means all 1.
         box: (4,) x0, y0, x1, y1 in pixels of the frame.
-        mask: (H, W) bool at the frame's own size; it stands alone and is taken as it is.
+        mask: (H, W) bool at the frame's own size, or grey of 0 to 1 or 255; it stands alone and is
+            taken as it is.
     """
 
     obj: int
@@ -79,38 +87,42 @@ def read_prompt(prompt: Prompt, size: tuple[int, int], image_size: int) -> Ask:
     Raises:
         PromptError: it says nothing, does not fit the frame, or has a mask beside something else.
     """
-    check_id(prompt.obj)
-    if prompt.mask is not None:
-        if any(part is not None for part in (prompt.points, prompt.labels, prompt.box)):
+    said = tidy(prompt)
+    obj = said.obj
+    if says_nothing(prompt):
+        raise PromptError(f"object {obj} has an empty prompt: give points, a box or a mask")
+    if said.mask is not None:
+        if any(part is not None for part in (said.points, said.labels, said.box)):
             raise PromptError(
-                f"object {prompt.obj} has a mask and points or a box on one frame: give one of them"
+                f"object {obj} has a mask and points or a box on one frame: give one of them"
             )
-        mask = read_mask_prompt(prompt.mask, size)
+        mask = read_whole_mask(said.mask, size)
         return Ask(UNPROMPTED.points, UNPROMPTED.labels, mask_to_input(mask, image_size))
-    batch = prepare(size, image_size, prompt.points, prompt.labels, prompt.box)
+    batch = prepare(size, image_size, said.points, said.labels, said.box)
     if len(batch.points) != 1:
         raise PromptError(
-            f"object {prompt.obj} has {len(batch.points)} prompts in one: give one Prompt an object"
+            f"object {obj} has {len(batch.points)} prompts in one: give one Prompt an object"
         )
     return Ask(batch.points[0], batch.labels[0])
 
 
-def check_id(obj: Any) -> None:
-    """Refuse what names no object."""
-    if isinstance(obj, bool) or not isinstance(obj, int | np.integer):
-        raise PromptError(f"an object's id must be a whole number, not {obj!r:.40}")
+def check_id(obj: Any) -> int:
+    """Return an object's id as int, or refuse what names no object."""
+    return whole("an object's id", obj, -MAX_ID, MAX_ID, kind=PromptError)
 
 
-def read_mask_prompt(mask: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return (H, W) bool of a mask prompt.
+def tidy(prompt: Prompt) -> Prompt:
+    """Return a prompt with its id as int, and None for each empty list or array.
 
     Raises:
-        PromptError: it is not of the frame's size, or of anything but truth values and numbers.
+        PromptError: the id is none.
     """
-    array = np.asarray(mask)
-    if array.shape != size or array.dtype.kind not in "buif":
-        raise PromptError(
-            f"a mask prompt must be (H, W) = {size} bool, as large as the frame, "
-            f"not {array.shape} {array.dtype}"
-        )
-    return array > 0
+    parts = {name: getattr(prompt, name) for name in ("points", "labels", "box", "mask")}
+    kept = {name: None if is_nothing(part) else part for name, part in parts.items()}
+    return Prompt(check_id(prompt.obj), **kept)
+
+
+def says_nothing(prompt: Prompt) -> bool:
+    """Tell whether a prompt is of empty lists and arrays alone, as a detector gives for nothing."""
+    given = [part for part in (prompt.points, prompt.box, prompt.mask) if part is not None]
+    return bool(given) and all(map(is_nothing, given))

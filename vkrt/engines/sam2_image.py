@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -18,6 +17,7 @@ from vkrt.engines.embedding import (
     read_embedding,
     write_embedding,
 )
+from vkrt.engines.mask_result import Masks, no_answer
 from vkrt.engines.programs import Programs
 from vkrt.engines.sam2_track import Track, TrackSettings
 from vkrt.engines.sam2_video import Stream
@@ -37,35 +37,6 @@ __all__ = ["ImageEmbedding", "Masks", "Segmenter"]
 # new process has its first mask sooner.
 AT_ONCE = ("image_encoder", "mask_decoder")
 PhotoList: TypeAlias = list[Photo] | tuple[Photo, ...]
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Hold the answer to a prompt: N masks, or B batches of N for B prompts.
-
-    Attributes:
-        masks: (N, H, W) or (B, N, H, W) bool at the photo's own size.
-        scores: (N,) or (B, N) float32, predicted IoU in [0, 1].
-        stability: (N,) or (B, N) float32 in [0, 1]: area above +1 over area above -1 logit.
-        magnitude: (N,) or (B, N) float32, mean logit inside the mask.
-        areas: (N,) or (B, N) int64, pixels inside.
-        logits: (N, h, w) or (B, N, h, w) float32 at low resolution; `mask=` takes one back.
-        object_scores: (1,) or (B, 1) float32 logits: above 0, the prompt names an object.
-    """
-
-    masks: np.ndarray
-    scores: np.ndarray
-    stability: np.ndarray
-    magnitude: np.ndarray
-    areas: np.ndarray
-    logits: np.ndarray
-    object_scores: np.ndarray
-
-    @property
-    def best(self) -> Any:
-        """Return the index of the highest score: an int, or (B,) int64 for a batch."""
-        index = self.scores.argmax(axis=-1)
-        return index if self.scores.ndim > 1 else int(index)
 
 
 class ImageEmbedding:
@@ -102,9 +73,12 @@ class ImageEmbedding:
 
         Args:
             points: (P, 2) x, y in pixels of the photo; (B, P, 2) for B objects at once.
-            labels: (P,) or (B, P): 1 on the object, 0 not on it, -1 padding; None means all 1.
-            box: (4,) or (B, 4) x0, y0, x1, y1 in pixels of the photo.
-            mask: (h, w) or (B, h, w) logits of an earlier answer, to refine it.
+            labels: (P,) or (B, P): 1 on the object, 0 not on it, 2 and 3 the top left and bottom
+                right corner of a box, -1 padding; None means all 1.
+            box: (4,) or (B, 4) x0, y0, x1, y1 in pixels of the photo; boxes of shape (0, 4), of
+                which nothing was found, give masks of shape (0, N, H, W).
+            mask: (h, w) or (B, h, w) logits of an earlier answer, to refine it; or a mask of the
+                photo's own size, (H, W) or (B, H, W): bool, grey of 0 to 1 or 255, or logits.
             multimask: give three candidates (for a single, ambiguous click); else one.
             dynamic_multimask: where one is asked for and it is unstable, give the best of the
                 three instead.
@@ -178,7 +152,8 @@ class Segmenter:
 
         Args:
             photo: a path, the bytes of a file, a PIL image or (H, W, 3) uint8; a list of such,
-                of any sizes, gives a list.
+                of any sizes, gives a list. Files and PIL images are turned upright as their EXIF
+                says, and prompts and masks are those of the upright photo.
 
         Raises:
             ImageError: a photo can't be read.
@@ -264,6 +239,8 @@ class Segmenter:
         dynamic_multimask: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return logits (B, N, h, w), predicted IoU (B, N) and object score logits (B, 1)."""
+        if not len(prompts.points):
+            return no_answer(self.config.mask_size, multimask)
         stage = self._stages["mask_decoder" if prompts.masks is None else "mask_refiner"]
         names = (port.name for port in self._feature_ports)
         arrays = dict(zip(names, embedding.features, strict=True))

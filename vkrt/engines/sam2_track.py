@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vkrt.engines.prompt import Ask, Prompt, read_prompt
+from vkrt.arguments import flag, whole
+from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, tidy
 from vkrt.engines.sam2_video import Encode
 from vkrt.engines.story import Story, is_conditioning, joined, nearest
 from vkrt.engines.tracked import Finish, TrackedFrame
@@ -25,6 +27,10 @@ from vkrt.models.sam2.config import Sam2Config
 
 __all__ = ["Track", "TrackSettings"]
 
+# A day at 12 frames a second; and what a GPU can hold of encoded frames.
+MAX_HISTORY = 1_000_000
+MAX_FEATURES = 256
+
 
 @dataclass(frozen=True)
 class TrackSettings:
@@ -32,14 +38,18 @@ class TrackSettings:
 
     Attributes:
         history: frames of each object, besides the prompted ones, whose memories are kept on the
-            host for corrections and for the way back.
+            host for corrections and for the way back; from 1 to 1,000,000.
         corrections_condition: later frames are conditioned on a corrected frame too, so that the
             correction survives when the clip is tracked again (upstream's
             add_all_frames_to_correct_as_cond).
         clear_around_prompts: a prompt drops what was tracked around it (upstream's
             clear_non_cond_mem_around_input).
         refine: points refine the answer that was there before them; else they stand alone.
-        features: encoded frames that are kept, for prompts one after the other on one frame.
+        features: encoded frames that are kept, for prompts one after the other on one frame; from
+            1 to 256.
+
+    Raises:
+        PromptError: a value is not one of these.
     """
 
     history: int = 64
@@ -49,8 +59,10 @@ class TrackSettings:
     features: int = 2
 
     def __post_init__(self) -> None:
-        if self.history < 1 or self.features < 1:
-            raise PromptError("a track keeps at least 1 frame: give history and features from 1 on")
+        for name, most in (("history", MAX_HISTORY), ("features", MAX_FEATURES)):
+            whole(name, getattr(self, name), 1, most, kind=PromptError)
+        for name in ("corrections_condition", "clear_around_prompts", "refine"):
+            flag(name, getattr(self, name), kind=PromptError)
 
 
 class Track:
@@ -118,11 +130,12 @@ class Track:
         Raises:
             PromptError: the frame is beyond the clip, or the prompt does not fit.
         """
-        self._check_frame(frame)
+        frame = self._check_frame(frame)
+        given = Prompt(check_id(obj), points, labels, box, mask)
+        prompt, obj = given, given.obj
         story = self._stories.get(obj) or Story(History(self.settings.history))
-        prompt = Prompt(obj, points, labels, box, mask)
-        if keep and frame in story.said:
-            prompt = joined(story.said[frame], prompt)
+        if flag("keep", keep, kind=PromptError) and frame in story.said:
+            prompt = joined(story.said[frame], tidy(given))
         photo = self._clip.frame(frame)
         size = photo.shape[0], photo.shape[1]
         ask = self._as_said(story, frame, read_prompt(prompt, size, self._config.image_size))
@@ -173,11 +186,13 @@ class Track:
                 clip.
         """
         self._check_prompts()
+        reverse = flag("reverse", reverse, kind=PromptError)
+        if frames is not None:
+            frames = whole("frames", frames, 0, sys.maxsize, kind=PromptError)
         if start is None:
             conditioning = [f for s in self._stories.values() for f in s.past.conditioning()]
             start = max(conditioning) if reverse else min(conditioning)
-        self._check_frame(start)
-        return self._go(start, reverse, frames)
+        return self._go(self._check_frame(start), reverse, frames)
 
     def _go(self, start: int, reverse: bool, frames: int | None) -> Iterator[TrackedFrame]:
         """Give the frames of propagate; the next ones are read while one is tracked."""
@@ -281,12 +296,13 @@ class Track:
             PromptError: there is no such object, or nothing was said of it there.
         """
         story = self._story(obj)
+        frame = whole("frame", frame, 0, sys.maxsize, kind=PromptError)
         if frame not in story.said:
             raise PromptError(
                 f"object {obj} has no prompt on frame {frame}; it has some on {sorted(story.said)}"
             )
         del story.said[frame]
-        self._forget(obj, frame)
+        self._forget(check_id(obj), frame)
 
     def remove(self, obj: int) -> None:
         """Remove an object and all that is known of it.
@@ -295,8 +311,8 @@ class Track:
             PromptError: there is no such object.
         """
         self._story(obj)
-        self._tracker.remove(obj)
-        del self._stories[obj]
+        self._tracker.remove(check_id(obj))
+        del self._stories[check_id(obj)]
 
     def reset(self) -> None:
         """Forget every object."""
@@ -333,17 +349,20 @@ class Track:
 
     def _story(self, obj: int) -> Story:
         """Return the story of an object, or say that there is none."""
+        obj = check_id(obj)
         if obj not in self._stories:
             raise PromptError(f"object {obj} is not tracked; there are {list(self._stories)}")
         return self._stories[obj]
 
-    def _check_frame(self, frame: int) -> None:
-        """Refuse a frame beyond the clip."""
-        if frame < 0 or not self._clip.has(frame):
+    def _check_frame(self, frame: int) -> int:
+        """Return a frame's number as int, or refuse one beyond the clip."""
+        number = whole("frame", frame, -sys.maxsize, sys.maxsize, kind=PromptError)
+        if number < 0 or not self._clip.has(number):
             raise PromptError(
-                f"frame {frame} is beyond the clip, which has {self.count} frames: "
+                f"frame {number} is beyond the clip, which has {self.count} frames: "
                 "give a number from 0 on"
             )
+        return number
 
     def _check_prompts(self) -> None:
         """Refuse to track nothing, or an object of which nothing is said."""

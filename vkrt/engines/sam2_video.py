@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vkrt.engines.prompt import Ask, Prompt, read_prompt
+from vkrt.arguments import shown
+from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, says_nothing
 from vkrt.engines.tracked import Finish, TrackedFrame
 from vkrt.engines.tracker import Tracker
 from vkrt.errors import PromptError, VideoError
@@ -58,7 +59,8 @@ class Stream:
 
         Args:
             frame: (H, W, 3) uint8, a PIL image, a path or the bytes of a file; all of one size.
-            prompts: what is said of objects on this frame, one Prompt an object.
+            prompts: what is said of objects on this frame, one Prompt an object; one of empty
+                lists says nothing.
 
         Raises:
             PromptError: there is no object yet, or a prompt does not fit.
@@ -83,14 +85,15 @@ class Stream:
     def _read(self, prompts: Iterable[Prompt], size: tuple[int, int]) -> dict[int, Ask]:
         """Return the checked prompts by object."""
         asks: dict[int, Ask] = {}
-        for prompt in prompts:
+        for prompt in listed(prompts):
+            obj = check_id(prompt.obj)
+            if says_nothing(prompt):
+                continue
             ask = read_prompt(prompt, size, self._config.image_size)
-            if prompt.obj in asks:
-                raise PromptError(
-                    f"object {prompt.obj} has two prompts on one frame: join their points"
-                )
-            known = prompt.obj in self._tracker.objects
-            asks[prompt.obj] = replace(ask, remember=known, conditioning=True)
+            if obj in asks:
+                raise PromptError(f"object {obj} has two prompts on one frame: join their points")
+            known = obj in self._tracker.objects
+            asks[obj] = replace(ask, remember=known, conditioning=True)
         return asks
 
     def _advance(
@@ -129,11 +132,25 @@ class Stream:
         Raises:
             PromptError: no such object is tracked.
         """
-        if obj not in self._tracker.objects:
-            raise PromptError(f"object {obj} is not tracked; there are {list(self.objects)}")
-        self._tracker.remove(obj)
+        known = check_id(obj)
+        if known not in self._tracker.objects:
+            raise PromptError(f"object {known} is not tracked; there are {list(self.objects)}")
+        self._tracker.remove(known)
 
     def reset(self) -> None:
         """Forget every object and begin anew at frame 0."""
         self._tracker.clear()
         self.frame, self.size = 0, None
+
+
+def listed(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return prompts as a list.
+
+    Raises:
+        PromptError: they are no prompts.
+    """
+    given = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    for prompt in given:
+        if not isinstance(prompt, Prompt):
+            raise PromptError(f"prompts must be vkrt.Prompt, one an object, not {shown(prompt)}")
+    return given

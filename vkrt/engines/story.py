@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from vkrt.engines.prompt import Prompt
 from vkrt.errors import PromptError
+from vkrt.media.host_arrays import numbers
 from vkrt.memory.history import History, Past
 
 __all__ = ["Story", "is_conditioning", "joined", "nearest"]
@@ -66,9 +69,12 @@ def joined(first: Prompt, second: Prompt) -> Prompt:
 
 def as_list(points: Any) -> list[Any]:
     """Return points as a list; none as an empty one."""
-    return [] if points is None else list(points)
+    if points is None:
+        return []
+    numbered: list[Any] = np.atleast_1d(numbers(points, "point")).tolist()
+    return numbered
 
 
 def labels_of(prompt: Prompt) -> list[Any]:
     """Return the label of each point of a prompt."""
-    return [1] * len(as_list(prompt.points)) if prompt.labels is None else list(prompt.labels)
+    return [1] * len(as_list(prompt.points)) if prompt.labels is None else as_list(prompt.labels)
