@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from vkrt.errors import ImageError
 from vkrt.media import fallback, image, native
@@ -213,10 +213,8 @@ def test_arrays() -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4, 3), np.uint16),
-        np.zeros((3, 40, 40), np.uint8),
-        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((5, 4, 2), np.uint8),
+        np.zeros((5, 40, 40), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros(4, np.uint8),
     ],
@@ -316,6 +314,65 @@ def test_format_outside_the_list() -> None:
         read_image(data)
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    pixels = np.stack([np.tile(ramp, (48, 1))] * 3, axis=-1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "photo.avif"
+    Image.fromarray(pixels).save(path, quality=90, exif=exif)
+    for source in (path, path.read_bytes()):
+        assert np.abs(read_image(source, upright=False).astype(int) - pixels).max() <= 12
+        assert np.array_equal(read_image(source), np.rot90(read_image(source, upright=False), -1))
+    with pytest.raises(ImageError, match="is damaged, or an AVIF that this Pillow can't read"):
+        read_image(path.read_bytes()[:40])
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (HEIC, r"is a HEIC photo, .*; pip install pillow-heif and call .*register_heif_opener"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "is a video .*; give one of its frames"),
+        (b"\x1aE\xdf\xa3" + bytes(60), "is a video .*; give one of its frames"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "is a JPEG 2000 file; open it with Pillow"),
+        (b"<!DOCTYPE html><html>Not found", "is a web page or SVG, .*; check the download"),
+        (b"%PDF-1.7", "is a PDF; export"),
+        (b"\x93NUMPY\x01\0", r"is a numpy array; give numpy\.load"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS; get"),
+        (bytes(100), "is not a picture, or its header is damaged; give a JPEG, PNG, WebP, AVIF"),
+    ],
+)
+def test_files_of_other_kinds_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_formats_that_pillow_alone_reads_go_as_pictures() -> None:
+    pixels = noise(16, 16, 3)
+    for kind in ("TGA", "ICO"):
+        data = encoded(Image.fromarray(pixels), kind)
+        with pytest.raises(ImageError, match="open it with Pillow and give that picture"):
+            read_image(data)
+        assert np.array_equal(read_image(Image.open(io.BytesIO(data))), pixels)
+
+
+def test_heif_once_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = noise(8, 8, 3)
+
+    def opened(stream: io.BytesIO, name: str) -> Image.Image:
+        assert stream.read(12).endswith(b"ftypheic")
+        return Image.fromarray(pixels)
+
+    opener = (opened, lambda prefix: prefix[4:8] == b"ftyp")
+    monkeypatch.setitem(Image.OPEN, "HEIF", opener)
+    assert np.array_equal(read_image(HEIC), pixels)
+
+
 def test_header_of_two_gigapixels(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
@@ -333,6 +390,41 @@ def test_pillows_own_limit_stays_silent(monkeypatch: pytest.MonkeyPatch) -> None
         assert read_image(data).shape == (30, 30, 3)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         assert read_image(data).shape == (30, 30, 3)
+
+
+def test_pillows_own_limit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(noise(30, 30, 3)), "WEBP")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"over Pillow's own limit .*PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read_image(data)
+
+
+def test_limit_can_be_raised_and_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png_header(16320, 12240)
+    with pytest.raises(
+        ImageError,
+        match=r"16320x12240 = 200 megapixels, over the limit of 100; make it smaller first or "
+        r"raise the limit with VKRT_MAX_MEGAPIXELS=200 \(at most 1000\)",
+    ):
+        read_image(data)
+    monkeypatch.setenv("VKRT_MAX_MEGAPIXELS", "200")
+    with pytest.raises(ImageError, match=r"truncated|damaged"):  # so it was decoded
+        read_image(data)
+    monkeypatch.setenv("VKRT_MAX_MEGAPIXELS", "1000")
+    with pytest.raises(ImageError, match=r"over the limit of 1000; make it smaller first$"):
+        read_image(png_header(50000, 40000))
+    monkeypatch.setenv("VKRT_MAX_MEGAPIXELS", "1.5")
+    large = Image.new("L", (1500, 1001))
+    with pytest.raises(ImageError, match=r"over the limit of 1\.5; .*VKRT_MAX_MEGAPIXELS=2 "):
+        read_image(encoded(large, "PNG"))
+    assert read_image(large).shape == (1001, 1500, 3)  # it is in memory already
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1001", "nan", "inf", "many", "1e400"])
+def test_limits_that_can_not_be(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VKRT_MAX_MEGAPIXELS", value)
+    with pytest.raises(ImageError, match="VKRT_MAX_MEGAPIXELS must be a number from 1 to 1000"):
+        read_image(encoded(Image.fromarray(noise(3, 3, 3)), "PNG"))
 
 
 def test_limit_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:

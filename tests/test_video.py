@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import re
 import sys
 import wave
 from collections.abc import Iterator
@@ -15,15 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 from PIL import Image
 from reels import damaged, decode_all, moving, turned, write_clip
 
 from vkrt.errors import ImageError, VideoError
 from vkrt.media import decoder, image, video
 from vkrt.media.decoder import Decoder
-from vkrt.media.frame_sources import natural_key
 from vkrt.media.video import Frames, open_camera, open_video
 
 COUNT = 25
@@ -132,28 +129,6 @@ def test_folder_is_read_in_natural_order_without_what_is_no_picture(tmp_path: Pa
     (tmp_path / "more.png").mkdir()
     with open_video(tmp_path) as opened:
         assert [int(frame[0, 0, 0]) for frame in opened] == [1, 9, 10, 100]
-
-
-@given(st.lists(st.integers(0, 10**20), unique=True), st.text(max_size=5), st.randoms())
-@settings(deadline=None)
-def test_natural_order_is_that_of_the_numbers(
-    numbers: list[int], prefix: str, shuffler: random.Random
-) -> None:
-    prefix = re.sub("[0-9]", "", prefix)
-    names = {f"{prefix}{number}.jpg": number for number in numbers}
-    shuffled = list(names)
-    shuffler.shuffle(shuffled)
-    assert [names[name] for name in sorted(shuffled, key=natural_key)] == sorted(numbers)
-
-
-@given(st.lists(st.text("aA0129._ é", max_size=8), unique=True), st.randoms())
-@settings(deadline=None)
-def test_natural_order_does_not_depend_on_where_names_start(
-    names: list[str], shuffler: random.Random
-) -> None:
-    shuffled = names.copy()
-    shuffler.shuffle(shuffled)
-    assert sorted(shuffled, key=natural_key) == sorted(names, key=natural_key)
 
 
 @pytest.mark.parametrize("names", [[], ["notes.txt"]])
@@ -504,17 +479,42 @@ def test_wrong_type(source: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("array", "message"),
     [
-        np.zeros((4, 4, 3), np.uint8),
-        np.zeros((2, 4, 4, 3), np.float32),
-        np.zeros((2, 4, 4, 4), np.uint8),
-        np.zeros((2, 3, 4, 4), np.uint8),
+        (np.zeros((4, 4, 3), np.uint8), r"is one photo by its shape .*; give array\[None\]"),
+        (np.zeros((2, 5, 4, 7), np.uint8), r"must be \(T, H, W, 3\) uint8 RGB, .* not"),
+        (np.zeros((2, 5, 4, 3), complex), r"frame 0 of the array can't be read: .* complex128"),
+        (np.full((2, 5, 4, 3), np.nan), r"frame 0 of the array can't be read: .* finite"),
     ],
 )
-def test_wrong_arrays(array: np.ndarray) -> None:
-    with pytest.raises(VideoError, match=r"must be \(T, H, W, 3\) uint8 RGB, not"):
+def test_wrong_arrays(array: np.ndarray, message: str) -> None:
+    with pytest.raises(VideoError, match=message) as caught:
         open_video(array)
+    assert one_line(caught)
+
+
+def test_arrays_and_tensors_are_clips() -> None:
+    frames = moving(5)
+    clip = np.stack(frames)
+    tensor = torch.from_numpy(clip)
+    for source in (clip / 255, clip.transpose(0, 3, 1, 2), tensor, tensor.float().requires_grad_()):
+        with open_video(source) as opened:
+            assert same(list(opened), frames) and opened.count == 5
+    for source in (list(tensor), iter(tensor / 255), [f / 255 for f in frames], clip.tolist()):
+        with open_video(source) as opened:
+            assert same(list(opened), frames)
+    grey = [np.repeat(frame[:, :, :1], 3, axis=2) for frame in frames]
+    for volume in (clip[..., 0], clip[..., :1], clip[..., 0].astype(np.uint16) * 256):
+        with open_video(volume) as opened:
+            assert same(list(opened), grey)
+
+
+def test_floats_that_change_their_scale_are_named() -> None:
+    frames = [np.zeros((4, 5, 3)), np.full((4, 5, 3), 0.5), np.full((4, 5, 3), 90.0)]
+    with open_video(iter(frames)) as opened, pytest.raises(VideoError, match=r"frame 2 .* 90, but"):
+        list(opened)
+    with open_video(np.stack(frames)) as opened:
+        assert [int(frame.max()) for frame in opened] == [0, 0, 90]
 
 
 @pytest.mark.parametrize("source", [[], np.zeros((0, 4, 4, 3), np.uint8)])

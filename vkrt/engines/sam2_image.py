@@ -24,8 +24,9 @@ from vkrt.engines.sam2_video import Stream
 from vkrt.engines.tracked import Finish
 from vkrt.engines.tracker import Tracker, bank_shape
 from vkrt.errors import CheckpointError
-from vkrt.media.image import Photo, read_image, to_input
+from vkrt.media.image import Photo, to_input
 from vkrt.media.masks import binarize, choose, magnitude
+from vkrt.media.photo_lists import read_photos, split_batch
 from vkrt.media.prompts import prepare
 from vkrt.memory.cache import ByteCache
 from vkrt.models.sam2.config import Sam2Config
@@ -151,23 +152,22 @@ class Segmenter:
         """Encode a photo, or a list of them in batches; one seen before comes from the cache.
 
         Args:
-            photo: a path, the bytes of a file, a PIL image or (H, W, 3) uint8; a list of such,
-                of any sizes, gives a list. Files and PIL images are turned upright as their EXIF
-                says, and prompts and masks are those of the upright photo.
+            photo: whatever vkrt.media.image.read_image takes; a list of such, of any sizes, or
+                an array of four dimensions, gives a list. Files and PIL images are turned upright
+                as their EXIF says, and prompts and masks are those of the upright photo.
 
         Raises:
-            ImageError: a photo can't be read.
+            ImageError: a photo can't be read, and which one; none of a list was encoded then.
         """
-        if isinstance(photo, (list, tuple)):
-            return self._encode_all(photo)
-        return self._encode_all([photo])[0]
+        photos, several = split_batch(photo)
+        found = self._encode_all(photos)
+        return found if several else found[0]
 
     def _encode_all(self, photos: Sequence[Photo]) -> list[ImageEmbedding]:
         keys: list[str] = []
         known: dict[str, ImageEmbedding] = {}
         waiting: dict[str, np.ndarray] = {}
-        for source in photos:
-            photo = read_image(source)
+        for photo in read_photos(photos):
             key = content_key(photo)
             keys.append(key)
             cached = self._cache.get(key)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from vkrt.errors import VideoError
-from vkrt.media.image import MAX_PIXELS, check_size
+from vkrt.media.image import check_size, max_pixels
 from vkrt.media.ledger import Ledger, Picture
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Decoder(Iterator[Picture]):
         context = stream.codec_context
         check_size(context.height or 1, context.width or 1, f"a frame of {name}")
         # A later frame that states a larger size is refused before it takes the memory.
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.options = {"max_pixels": str(max_pixels())}
         rate = stream.average_rate or stream.guessed_rate
         self.fps: float | None = float(rate) if rate else None
         self.claimed: int | None = stream.frames or None

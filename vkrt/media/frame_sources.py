@@ -11,20 +11,35 @@ import numpy as np
 
 from vkrt.errors import ImageError, VideoError
 from vkrt.media.frames import CACHE, Damage, Frames, OnError
-from vkrt.media.image import Photo, read_image
+from vkrt.media.image import Photo, from_array, read_image
+from vkrt.media.photo_arrays import FloatScale, is_array, is_nested_numbers, is_tensor, to_host
 
 __all__ = ["IteratorFrames", "SequenceFrames", "list_pictures", "natural_key"]
 
-PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-DIGITS = re.compile(r"([0-9]+)")
+PICTURES = {
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+}
+# A minus that has nothing to join is a sign.
+NUMBER = re.compile(r"((?:(?<![^\W_])-)?[0-9]+)")
 
 
 class SequenceFrames(Frames):
     """Read frames from photos that can be taken in any order.
 
     Args:
-        photos: paths, or an array (T, H, W, 3) uint8, or whatever else gives photos by number.
-            Arrays are not copied.
+        photos: paths, an array of frames, or whatever else gives photos by number. Arrays are
+            not copied.
         upright: turn each photo as its EXIF says.
 
     Raises:
@@ -44,11 +59,16 @@ class SequenceFrames(Frames):
         if len(photos) == 0:
             raise VideoError(f"{name} has no frames; give at least one")
         self._photos: Sequence[Photo] | np.ndarray = photos
+        self._scale = FloatScale()
         self._count = len(photos)
         self.frame(0)
 
     def _load(self, index: int) -> np.ndarray:
-        return read_frame(self._photos[index], self._upright)
+        try:
+            photo = self._photos[index]
+        except ImageError as error:
+            raise Damage(f"can't be read: {error}") from None
+        return read_frame(photo, self._scale, self._upright)
 
     def _release(self) -> None:
         self._photos = ()
@@ -77,6 +97,7 @@ class IteratorFrames(Frames):
     ) -> None:
         super().__init__(name, cache, on_error)
         self._photos = photos
+        self._scale = FloatScale()
         self._fps = fps
         self._position = 0  # of the next frame to take
         self._given = 0  # the next frame of an iteration
@@ -110,8 +131,9 @@ class IteratorFrames(Frames):
                 raise VideoError(f"{self.name} has no frames; give at least one") from None
             return None
         self._position += 1
-        pixels = read_frame(photo)
-        return pixels.copy() if pixels is photo else pixels
+        pixels = read_frame(photo, self._scale)
+        shared = isinstance(photo, np.ndarray) and np.may_share_memory(pixels, photo)
+        return pixels.copy() if shared or is_tensor(photo) else pixels
 
     def _release(self) -> None:
         self._photos = iter(())
@@ -119,13 +141,15 @@ class IteratorFrames(Frames):
             self._after()
 
 
-def read_frame(photo: Photo, upright: bool = True) -> np.ndarray:
-    """Return a photo as (H, W, 3) uint8.
+def read_frame(photo: Photo, scale: FloatScale, upright: bool = True) -> np.ndarray:
+    """Return a photo as (H, W, 3) uint8; its floats have the scale of the frames before it.
 
     Raises:
         Damage: it can't be read.
     """
     try:
+        if is_array(photo) or is_nested_numbers(photo):
+            return from_array(to_host(photo, "the photo"), scale=scale)
         return read_image(photo, upright)
     except ImageError as error:
         raise Damage(f"can't be read: {error}") from None
@@ -157,8 +181,10 @@ def is_picture(entry: os.DirEntry[str]) -> bool:
 def natural_key(name: str) -> tuple[list[int | str], str]:
     """Return what sorts names as people count: 2.jpg before 10.jpg, whatever the case.
 
-    Names that differ only in case or in zeros before a number go by the text itself.
+    A minus at the begin of a name or after anything but a letter or digit is a sign: -2.jpg before
+    -1.jpg before 0.jpg, t_-1.jpg before t_0.jpg. Else it joins: shot-1.jpg before shot-2.jpg. Names
+    that differ only in case or in zeros before a number go by the text itself.
     """
-    parts: list[int | str] = [*DIGITS.split(name.casefold())]
+    parts: list[int | str] = [*NUMBER.split(name.casefold())]
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, name

@@ -13,15 +13,17 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import numpy as np
 
 from vkrt.errors import VideoError
+from vkrt.media.array_frames import ArrayFrames
 from vkrt.media.decoder import Decoder, load_av
 from vkrt.media.frame_sources import IteratorFrames, SequenceFrames, list_pictures
 from vkrt.media.frames import CACHE, Frames, OnError
-from vkrt.media.image import Photo
+from vkrt.media.image import Arrayed, Photo
+from vkrt.media.photo_arrays import is_array
 from vkrt.media.video_file import FileFrames
 
 __all__ = ["Clip", "Frames", "OnError", "open_camera", "open_video"]
 
-Clip: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Iterable[Photo]
+Clip: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Arrayed | Iterable[Photo]
 
 ACCEPTED = (
     "give a folder of pictures, a video file, its bytes, a (T, H, W, 3) uint8 array, or a list or "
@@ -43,9 +45,11 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
 
     Args:
         source: a folder of pictures (in natural order: 2.jpg before 10.jpg), a file that PyAV
-            decodes (MP4, MKV, WebM, AVI, GIF and more), its bytes, or an open one; an array
-            (T, H, W, 3) uint8 RGB; a list or any iterator of photos; or Frames, returned as they
-            are.
+            decodes (MP4, MKV, WebM, AVI, GIF and more), its bytes, or an open one; an array or
+            tensor (T, H, W, 3), also with 1 or 4 channels, with the channels before the height, or
+            grey (T, H, W), of the dtypes of read_image; a list or any iterator of photos; or
+            Frames, returned as they are. Floats are in 0..1 if those of the whole array are, or of
+            a list's or iterator's first frame that is not all black; else in 0..255.
         cache: how many frames to hold, for going backwards and for frames asked for again.
         on_error: what a damaged frame does: "raise" an error that names it, or "skip", which
             repeats the frame before it and warns once.
@@ -57,8 +61,9 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
     """
     if isinstance(source, Frames):
         return source
-    if isinstance(source, np.ndarray):
-        return SequenceFrames(check_array(source), "the array", cache, on_error)
+    if is_array(source):
+        frames = ArrayFrames(source, "the array", VideoError)
+        return SequenceFrames(frames, "the array", cache, on_error)
     if isinstance(source, str | os.PathLike):
         return open_path(Path(source), cache, on_error)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -96,16 +101,6 @@ def open_path(path: Path, cache: int, on_error: OnError) -> Frames:
     except BaseException:
         file.close()
         raise
-
-
-def check_array(array: np.ndarray) -> np.ndarray:
-    """Return an array of frames, once it is clear that it is one."""
-    if array.ndim != 4 or array.dtype != np.uint8 or array.shape[3] != 3:
-        raise VideoError(
-            f"an array of frames must be (T, H, W, 3) uint8 RGB, not {array.shape} {array.dtype}; "
-            "transpose or convert it first"
-        )
-    return array
 
 
 def open_camera(
