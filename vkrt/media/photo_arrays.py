@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vkrt.errors import ImageError
+from vkrt.media.host_arrays import host_array
 
 __all__ = [
     "FloatScale",
@@ -103,11 +104,7 @@ def to_host(value: Any, name: str) -> np.ndarray:
     try:
         if np.ma.is_masked(value):
             raise ImageError(f"{name} has masked values; fill them first (numpy.ma.filled)")
-        if not is_tensor(value):
-            return np.asarray(value)
-        tensor = value.detach().cpu()
-        # numpy has no bfloat16, nor any float of 8 bits.
-        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+        return host_array(value)
     except ImageError:
         raise
     except Exception as error:
