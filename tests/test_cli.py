@@ -25,6 +25,7 @@ from vkrt.errors import PromptError
 from vkrt.kernels import host_attention
 from vkrt.media import native
 from vkrt.media.masks import mask_to_logits
+from vkrt.media.overlay import draw_overlay
 from vkrt.weights import hub
 
 __all__ = ["call"]
@@ -143,6 +144,49 @@ def test_mask_is_a_prompt(
     np.testing.assert_array_equal(read("m.png") > 0, wanted.masks[wanted.best])
 
 
+def test_several_boxes_are_several_objects(
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, photo: np.ndarray
+) -> None:
+    boxes, spots = [[45, 15, 95, 65], [5, 50, 30, 85]], [[[70, 40]], [[20, 60]]]
+    given = ["segment", "photo.png", "--checkpoint", nano_checkpoint, "--json"]
+    for box, spot in zip(boxes, spots, strict=True):
+        given += ["--box", ",".join(map(str, box)), "--point", ",".join(map(str, spot[0]))]
+    answer = call(*given, "--out", "m.png", "--overlay", "seen.png")
+    assert answer.code == 0 and answer.err == ""
+    embedding = vkrt.load(MODEL, nano_checkpoint).encode(photo)
+    wanted = embedding.predict(spots, [[1], [1]], boxes, multimask=False)
+    assert (wanted.masks[0] != wanted.masks[1]).any()
+    for index, found in enumerate(answer.json["masks"]):
+        assert (found["file"], found["object"]) == (f"m-{index}.png", index)
+        np.testing.assert_array_equal(read(found["file"]) > 0, wanted.masks[index, 0])
+        assert found["area"] == wanted.areas[index, 0]
+        assert found["box"] == bounds(wanted.masks[index, 0])
+    drawn = draw_overlay(photo, wanted.masks[:, 0], spots, [[1], [1]], boxes)
+    np.testing.assert_array_equal(read("seen.png"), np.asarray(drawn))
+    every = call(*given, "--all-masks", "--out", "a.png").json["masks"]
+    names = [f"a-{obj}-{proposal}.png" for obj in range(2) for proposal in range(3)]
+    assert [found["file"] for found in every] == names
+    assert [found["object"] for found in every] == [0, 0, 0, 1, 1, 1]
+    scores = [found["score"] for found in every]
+    assert scores[:3] == sorted(scores[:3], reverse=True) and len(set(scores)) == 6
+
+
+def test_several_masks_are_several_objects(
+    call: Callable[..., Answer], here: Path, nano_checkpoint: Path, photo: np.ndarray
+) -> None:
+    rough = np.zeros((2, *photo.shape[:2]), bool)
+    rough[0, 15:65, 45:95], rough[1, 60:80, 5:30] = True, True
+    Image.fromarray(rough[0]).save("white.png")
+    Image.fromarray(rough[1].astype(np.uint8)).save("one.png")  # 0 and 1, as a label map
+    given = ["segment", "photo.png", "--checkpoint", nano_checkpoint, "--out", "m.png"]
+    assert call(*given, "--mask", "white.png", "--mask", "one.png").code == 0
+    embedding = vkrt.load(MODEL, nano_checkpoint).encode(photo)
+    wanted = embedding.predict(mask=rough, multimask=False).masks[:, 0]
+    assert (wanted[0] != wanted[1]).any()
+    for index in range(2):
+        np.testing.assert_array_equal(read(f"m-{index}.png") > 0, wanted[index])
+
+
 def test_overlay_shows_the_photo(
     call: Callable[..., Answer], here: Path, nano_checkpoint: Path, photo: np.ndarray
 ) -> None:
@@ -228,6 +272,18 @@ BAD = {
     "three corners": (["photo.png", "--box", "1,2,3"], "--box wants finite numbers X0,Y0,X1,Y1"),
     "a box inside out": (["photo.png", "--box", "50,50,20,20"], "x1 > x0"),
     "a box outside": (["photo.png", "--box", "200,200,300,300"], "outside the photo"),
+    "a point for two boxes": (
+        ["photo.png", "--box", "1,1,9,9", "--box", "20,20,40,40", "--point", "5,5"],
+        "give --point 2 times",
+    ),
+    "two masks for three boxes": (
+        ["photo.png", *["--box", "1,1,9,9"] * 3, *["--mask", "small.png"] * 2],
+        "give --mask 3 times",
+    ),
+    "one box of two outside": (
+        ["photo.png", "--box", "1,1,9,9", "--box", "200,200,300,300"],
+        "box 2 of 2 (200, 200, 300, 300) is outside",
+    ),
     "no photo": (["nowhere.png", "--point", "1,1"], "nowhere.png"),
     "a folder": ([".", "--point", "1,1"], "folder"),
     "an empty file": (["empty.png", "--point", "1,1"], "empty.png"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vkrt.errors import PromptError
 
@@ -18,48 +18,101 @@ __all__ = ["Prompts", "mask_logits", "parse_prompts"]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Hold the points and the box of one object.
+    """Hold what names one object of a photo, or each of several.
 
     Attributes:
-        points: x, y of each point, in pixels of the photo; None if there is none.
+        points: x, y of each point, in pixels of the photo; None if there is none. Of several
+            objects a list for each, as labels, of the same lengths.
         labels: 1 for a point on the object, 0 for one that is not.
-        box: x0, y0, x1, y1 in pixels of the photo.
+        box: x0, y0, x1, y1 in pixels of the photo; of several objects a list of them.
+        masks: a picture of each object; none if there is none.
+        count: of the objects.
     """
 
-    points: list[list[float]] | None
-    labels: list[int] | None
-    box: list[float] | None
+    points: list[Any] | None
+    labels: list[Any] | None
+    box: list[Any] | None
+    masks: tuple[Path, ...] = ()
+    count: int = 1
 
     @property
     def ambiguous(self) -> bool:
         """Return whether this is a single click, which may mean a part or a whole."""
-        return self.box is None and self.labels == [1]
+        return self.box is None and not self.masks and self.labels == [1]
 
     def check(self, size: tuple[int, int]) -> None:
         """Refuse what does not fit a photo of `size` (height, width), before any model runs.
 
         Raises:
-            PromptError: a point or the box is outside.
+            PromptError: a point or a box is outside.
         """
         from vkrt.media.prompts import prepare
 
         if self.points is not None or self.box is not None:
             prepare(size, 32, self.points, self.labels, self.box)
 
+    def earlier(self, size: tuple[int, int], side: int) -> np.ndarray | None:
+        """Return the masks as the logits (N, side, side) float32 that a model takes, or None.
 
-def parse_prompts(points: Sequence[str], negatives: Sequence[str], box: str | None) -> Prompts:
-    """Return the prompts of --point, --negative and --box.
+        Raises:
+            ImageError: a file is not a picture.
+            PromptError: one has another size than the photo.
+        """
+        import numpy as np
+
+        logits = [mask_logits(path, size, side) for path in self.masks]
+        return np.concatenate(logits) if logits else None
+
+
+def parse_prompts(
+    points: Sequence[str],
+    negatives: Sequence[str],
+    boxes: Sequence[str] = (),
+    masks: Sequence[Path] = (),
+) -> Prompts:
+    """Return the prompts of --point, --negative, --box and --mask.
+
+    Several boxes or masks are of several objects, each of which may then have a point and a point
+    not on it: the first one of each option is of the first object.
 
     Raises:
-        PromptError: one is not made of finite numbers.
+        PromptError: there is none, one is not made of finite numbers, or it is not clear which
+            object they are of.
     """
-    given = [*(("--point", p) for p in points), *(("--negative", p) for p in negatives)]
-    placed = [numbers(option, text, "X,Y", "500,375") for option, text in given]
-    return Prompts(
-        points=placed or None,
-        labels=[1] * len(points) + [0] * len(negatives) if placed else None,
-        box=None if box is None else numbers("--box", box, "X0,Y0,X1,Y1", "40,30,300,280"),
+    on, off = (
+        [numbers(option, text, "X,Y", "500,375") for text in texts]
+        for option, texts in (("--point", points), ("--negative", negatives))
     )
+    corners = [numbers("--box", text, "X0,Y0,X1,Y1", "40,30,300,280") for text in boxes]
+    if not (on or off or corners or masks):
+        raise PromptError("name the object: give --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE")
+    count = max(len(corners), len(masks), 1)
+    if count > 1:
+        check_counts(count, {"--point": on, "--negative": off, "--box": corners, "--mask": masks})
+        placed = [[*pair] for pair in zip(*filter(None, (on, off)), strict=True)]
+        kinds = [[*[1] * bool(on), *[0] * bool(off)]] * count if placed else None
+        return Prompts(placed or None, kinds, corners or None, tuple(masks), count)
+    return Prompts(
+        points=[*on, *off] or None,
+        labels=[1] * len(on) + [0] * len(off) or None,
+        box=corners[0] if corners else None,
+        masks=tuple(masks),
+    )
+
+
+def check_counts(count: int, given: Mapping[str, Sequence[object]]) -> None:
+    """Refuse options of which it is not clear what object they are of.
+
+    Raises:
+        PromptError: one is not given once for each object, nor left out.
+    """
+    for option, values in given.items():
+        if values and len(values) != count:
+            raise PromptError(
+                f"several --box or --mask name several objects, here {count}: give {option} "
+                f"{count} times too, in the same order, or not at all; it is there {len(values)} "
+                "time(s)"
+            )
 
 
 def numbers(option: str, text: str, form: str, example: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""`vkrt segment`: one photo, one object named by clicks, a box or a mask; masks out."""
+"""`vkrt segment`: one photo, objects named by clicks, boxes or masks; masks out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vkrt.cli.output import AsJson, print_json, print_table, progress
-from vkrt.cli.prompts import Prompts, mask_logits, parse_prompts
+from vkrt.cli.prompts import Prompts, parse_prompts
 from vkrt.cli.segmenter import open_segmenter
 from vkrt.cli.targets import Targets, plan, save_picture
-from vkrt.errors import PromptError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,16 +36,29 @@ Point = Annotated[
 Negative = Annotated[
     list[str] | None, typer.Option(metavar="X,Y", help="A pixel not on it; repeatable.")
 ]
-Box = Annotated[str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object.")]
+Box = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="X0,Y0,X1,Y1",
+        help="A box around the object. Several are of several objects: OUT mask.png gives "
+        "mask-0.png, mask-1.png, ... in their order; --point, --negative and --mask are then given "
+        "once for each object, in the same order, or not at all.",
+    ),
+]
 Mask = Annotated[
-    Path | None, typer.Option(help="A rough mask to refine: white on black, of the photo's size.")
+    list[Path] | None,
+    typer.Option(
+        help="A rough mask to refine: white on black, of the photo's size; several are of several "
+        "objects, as with --box."
+    ),
 ]
 AllMasks = Annotated[
     bool,
     typer.Option(
         "--all-masks",
         help="Write all three proposals, best first: OUT mask.png gives "
-        "mask-0.png, mask-1.png, mask-2.png.",
+        "mask-0.png, mask-1.png, mask-2.png; of several objects mask-0-0.png (object, proposal) "
+        "and so on.",
     ),
 ]
 Out = Annotated[
@@ -91,14 +103,12 @@ def segment(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Segment one object of a photo, named by clicks, a box or a rough mask."""
+    """Segment objects of a photo, each named by clicks, a box or a rough mask."""
     from vkrt.media.image import read_image
 
-    prompts = parse_prompts(point or [], negative or [], box)
-    if prompts.points is None and prompts.box is None and mask is None:
-        raise PromptError("name the object: give --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE")
-    targets = plan(photo, out, overlay, PROPOSALS if all_masks else 1, as_json)
-    targets.check([path for path in (photo, mask, checkpoint) if path is not None])
+    prompts = parse_prompts(point or [], negative or [], box or [], mask or [])
+    targets = plan(photo, out, overlay, prompts.count, PROPOSALS if all_masks else 1, as_json)
+    targets.check([path for path in (photo, *prompts.masks, checkpoint) if path is not None])
     pixels = read_image(photo)
     prompts.check(pixels.shape[:2])
 
@@ -108,8 +118,8 @@ def segment(
         "precision": precision,
         "threads": threads,
     }
-    found = run(pixels, prompts, mask, all_masks, (model, checkpoint, image_size), settings)
-    write(pixels, prompts, found["result"], found["order"], targets)
+    found = run(pixels, prompts, all_masks, (model, checkpoint, image_size), settings)
+    write(pixels, prompts, found, targets)
     report = describe(photo, found, targets)
     if as_json:
         print_json(report)
@@ -120,7 +130,6 @@ def segment(
 def run(
     pixels: np.ndarray,
     prompts: Prompts,
-    mask: Path | None,
     all_masks: bool,
     which: tuple[str, Path | None, int | None],
     settings: dict[str, Any],
@@ -128,25 +137,29 @@ def run(
     """Load the model, encode the photo and predict, timing each.
 
     Returns:
-        sam, result, order (the masks to keep, best first) and ms.
+        sam, result, order (for each object the masks to keep, best first) and ms.
     """
     name, checkpoint, image_size = which
     ms: dict[str, float] = {}
     with progress(f"loading {name}"), timed(ms, "load"):
         sam = open_segmenter(name, checkpoint=checkpoint, image_size=image_size, **settings)
-    earlier = None
-    if mask is not None:
-        earlier = mask_logits(mask, pixels.shape[:2], sam.config.mask_size)
+    earlier = prompts.earlier(pixels.shape[:2], sam.config.mask_size)
     with progress("encoding the photo"), timed(ms, "encode"):
         embedding = sam.encode(pixels)
     # One click may mean a part or the whole, so the best of three answers it; more prompts don't.
-    proposals = all_masks or (prompts.ambiguous and mask is None)
+    proposals = all_masks or prompts.ambiguous
     with timed(ms, "predict"):
         result = embedding.predict(
             prompts.points, prompts.labels, prompts.box, earlier, multimask=proposals
         )
-    ranked = sorted(range(len(result.scores)), key=lambda i: -result.scores[i])
-    return {"sam": sam, "result": result, "order": ranked if all_masks else ranked[:1], "ms": ms}
+    order = [rank(scores, all_masks) for scores in result.scores.reshape(prompts.count, -1)]
+    return {"sam": sam, "result": result, "order": order, "ms": ms}
+
+
+def rank(scores: np.ndarray, every: bool) -> list[int]:
+    """Return the places of scores, the best first: of every one, or of the best alone."""
+    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return ranked if every else ranked[:1]
 
 
 @contextmanager
@@ -157,28 +170,40 @@ def timed(ms: dict[str, float], name: str) -> Iterator[None]:
     ms[name] = round((time.perf_counter() - start) * 1000, 1)
 
 
-def write(
-    pixels: np.ndarray, prompts: Prompts, result: Any, order: list[int], targets: Targets
-) -> None:
+def write(pixels: np.ndarray, prompts: Prompts, found: dict[str, Any], targets: Targets) -> None:
     """Write the masks and the overlay that the targets name."""
     from vkrt.media.masks import write_mask
     from vkrt.media.overlay import draw_overlay
 
-    for path, index in zip(targets.masks, order, strict=bool(targets.masks)):
-        write_mask(path, result.masks[index])
+    order = found["order"]
+    masks = found["result"].masks.reshape(len(order), -1, *pixels.shape[:2])
+    kept = [masks[obj][index] for obj, places in enumerate(order) for index in places]
+    for path, mask in zip(targets.masks, kept, strict=bool(targets.masks)):
+        write_mask(path, mask)
     if targets.overlay is not None:
-        boxes = None if prompts.box is None else [prompts.box]
-        masks = result.masks[order]
-        picture = draw_overlay(pixels, masks, prompts.points, prompts.labels, boxes)
+        # Of several objects the best mask each, so that a colour is an object.
+        drawn = [masks[obj][places[0]] for obj, places in enumerate(order)]
+        shown = drawn if len(order) > 1 else kept
+        picture = draw_overlay(pixels, shown, prompts.points, prompts.labels, prompts.box)
         save_picture(targets.overlay, picture)
 
 
 def describe(photo: Path, found: dict[str, Any], targets: Targets) -> dict[str, Any]:
-    """Return what was done, as JSON has it; boxes are x, y, width, height in pixels."""
+    """Return what was done, as JSON has it.
+
+    Objects are numbered from 0 in the order of their prompts; boxes are x, y, width, height in
+    pixels.
+    """
     sam, result = found["sam"], found["result"]
+    order = [(obj, index) for obj, places in enumerate(found["order"]) for index in places]
     files: list[str | None] = [str(path) for path in targets.masks]
-    files = files or [None] * len(found["order"])
+    files = files or [None] * len(order)
     height, width = result.masks.shape[-2:]
+    by_object = {
+        name: getattr(result, name).reshape(len(found["order"]), -1)
+        for name in ("scores", "stability", "magnitude", "areas")
+    }
+    masks = result.masks.reshape(len(found["order"]), -1, height, width)
     return {
         "model": sam.name,
         "backend": sam.backend,
@@ -187,13 +212,14 @@ def describe(photo: Path, found: dict[str, Any], targets: Targets) -> dict[str, 
         "masks": [
             {
                 "file": file,
-                "score": number(result.scores[index]),
-                "stability": number(result.stability[index]),
-                "magnitude": number(result.magnitude[index]),
-                "area": int(result.areas[index]),
-                "box": box_of(result.masks[index]),
+                "object": obj,
+                "score": number(by_object["scores"][obj, index]),
+                "stability": number(by_object["stability"][obj, index]),
+                "magnitude": number(by_object["magnitude"][obj, index]),
+                "area": int(by_object["areas"][obj, index]),
+                "box": box_of(masks[obj, index]),
             }
-            for file, index in zip(files, found["order"], strict=True)
+            for file, (obj, index) in zip(files, order, strict=True)
         ],
         "overlay": None if targets.overlay is None else str(targets.overlay),
         "ms": found["ms"],

@@ -22,7 +22,7 @@ class Targets:
     """Name the files that a segmentation writes.
 
     Attributes:
-        masks: one per mask; none if masks are not to be written.
+        masks: one per mask, object by object; none if masks are not to be written.
         overlay: the photo with its masks and prompts, or None.
     """
 
@@ -45,11 +45,19 @@ class Targets:
             check_writable(path)
 
 
-def plan(photo: Path, out: Path | None, overlay: Path | None, count: int, quiet: bool) -> Targets:
-    """Return the files of a segmentation of `photo` into `count` masks.
+def plan(
+    photo: Path,
+    out: Path | None,
+    overlay: Path | None,
+    objects: int,
+    proposals: int,
+    quiet: bool,
+) -> Targets:
+    """Return the files of a segmentation of `photo`.
 
     Args:
-        out: the mask; with several, NAME.png stands for NAME-0.png, NAME-1.png, ...
+        out: the mask; with several objects or proposals, NAME.png stands for NAME-0.png,
+            NAME-1.png, ..., and with several of both for NAME-0-0.png (object, proposal), ...
         overlay: the picture to look at.
         quiet: with neither of them, write nothing rather than PHOTO.mask.png here.
 
@@ -64,9 +72,11 @@ def plan(photo: Path, out: Path | None, overlay: Path | None, count: int, quiet:
         raise OutputError(f"--overlay {overlay} must end in one of {', '.join(PICTURES)}")
     if out is None:
         return Targets((), overlay)
-    if count == 1:
-        return Targets((out,), overlay)
-    return Targets(tuple(out.with_stem(f"{out.stem}-{i}") for i in range(count)), overlay)
+    endings = [""]
+    for count in (objects, proposals):
+        if count > 1:
+            endings = [f"{ending}-{index}" for ending in endings for index in range(count)]
+    return Targets(tuple(out.with_stem(out.stem + ending) for ending in endings), overlay)
 
 
 def save_picture(path: Path, picture: Image) -> None:

@@ -277,10 +277,14 @@ def mask_to_input(mask: np.ndarray, size: int) -> np.ndarray:
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Return (H, W) bool of a mask picture: True where any channel is above 127.
 
+    Of a picture that has no value above 1, as label maps of one object, it is True where that is 1.
+
     Raises:
         ImageError: as read_image.
     """
-    return read_image(path).max(axis=2) > 127
+    grey = read_image(path).max(axis=2)
+    found: np.ndarray = grey > (127 if grey.max() > 1 else 0)
+    return found
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
