@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vkrt.engines.mask_result import Masks
     from vkrt.engines.prompt import Prompt
-    from vkrt.engines.sam2_image import ImageEmbedding, Masks, Segmenter
+    from vkrt.engines.sam2_image import ImageEmbedding, Segmenter
     from vkrt.engines.sam2_track import Track
     from vkrt.engines.sam2_video import Stream
     from vkrt.engines.tracked import TrackedFrame
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "vkrt.loading",
     "ImageEmbedding": "vkrt.engines.sam2_image",
-    "Masks": "vkrt.engines.sam2_image",
+    "Masks": "vkrt.engines.mask_result",
     "Prompt": "vkrt.engines.prompt",
     "Segmenter": "vkrt.engines.sam2_image",
     "Stream": "vkrt.engines.sam2_video",

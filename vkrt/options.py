@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,16 +13,27 @@ from vkrt.errors import BackendError
 
 __all__ = [
     "BACKENDS",
+    "EXPORTS",
     "PRECISIONS",
     "Options",
+    "Report",
     "cache_folder",
+    "check_export_allowed",
     "default_backend",
+    "default_export",
+    "exports_forbidden",
+    "forbid_exports",
+    "no_report",
     "parse_bytes",
     "usable_cores",
 ]
 
 BACKENDS = ("auto", "eager", "onnx", "openvino")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+EXPORTS = ("auto", "behind", "first", "never")
+FORBID = "forbid"
+# Takes what is being done, and which share of all the work is done, from 0 to 1.
+Report = Callable[[str, float], None]
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -41,6 +53,56 @@ def cache_folder() -> Path:
 def default_backend() -> str:
     """Return what backend="auto" stands for with a checkpoint: $VKRT_BACKEND, or "auto" itself."""
     return os.environ.get("VKRT_BACKEND") or "auto"
+
+
+def default_export() -> str:
+    """Return what export="auto" stands for: $VKRT_EXPORT, or "auto" itself.
+
+    Raises:
+        BackendError: the variable holds something else.
+    """
+    said = os.environ.get("VKRT_EXPORT") or "auto"
+    if said not in (*EXPORTS, FORBID):
+        known = ", ".join((*EXPORTS, FORBID))
+        raise BackendError(f"VKRT_EXPORT must be one of {known}, not {said!r:.40}")
+    return "never" if said == FORBID else said
+
+
+_forbidden = False
+
+
+def forbid_exports() -> None:
+    """Let this process export nothing from now on; VKRT_EXPORT=forbid does the same.
+
+    Bundles that are there are still used. A checkpoint runs with PyTorch, and a request that needs
+    an export (backend="onnx", precision="int8", export_model) raises BackendError. An export that
+    runs in the background is stopped.
+    """
+    global _forbidden
+    _forbidden = True
+
+
+def exports_forbidden() -> bool:
+    """Tell whether this process must not export, by forbid_exports or by VKRT_EXPORT=forbid."""
+    return _forbidden or os.environ.get("VKRT_EXPORT") == FORBID
+
+
+def check_export_allowed(what: object) -> None:
+    """Refuse an export where exports are forbidden.
+
+    Raises:
+        BackendError: they are.
+    """
+    if exports_forbidden():
+        how = "vkrt.options.forbid_exports()" if _forbidden else f"VKRT_EXPORT={FORBID}"
+        raise BackendError(
+            f"{what} would have to be exported, which {how} forbids in this process: give a bundle "
+            'that `vkrt export` wrote, or take backend="eager"'
+        )
+
+
+def no_report(what: str, share: float) -> None:
+    """Do nothing with a report of progress."""
 
 
 def usable_cores() -> int:
@@ -100,11 +162,14 @@ class Options:
     embedding_cache_bytes: int = EMBEDDING_CACHE_BYTES
     cache: Path = field(default_factory=cache_folder)
     memory_limit: int | None = None
+    export: str = "auto"
+    report: Report = field(default=no_report, compare=False)
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("backend", self.backend, BACKENDS),
             ("precision", self.precision, PRECISIONS),
+            ("export", self.export, EXPORTS),
         ):
             if value not in known:
                 raise BackendError(f"{name} must be one of {', '.join(known)}, not {value!r}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -18,9 +19,9 @@ from vkrt.engines.embedding import (
     write_embedding,
 )
 from vkrt.engines.mask_result import Masks, no_answer
-from vkrt.engines.programs import Programs
+from vkrt.engines.runtime import DeviceArrays, Runtime, Runtimes
 from vkrt.engines.sam2_track import Track, TrackSettings
-from vkrt.engines.sam2_video import Stream
+from vkrt.engines.sam2_video import Encode, Stream
 from vkrt.engines.tracked import Finish
 from vkrt.engines.tracker import Tracker, bank_shape
 from vkrt.errors import CheckpointError
@@ -46,20 +47,25 @@ class ImageEmbedding:
     Attributes:
         size: height and width of the photo, in pixels.
         key: digest of the photo's content.
-        features: the device arrays that the mask decoder reads.
+        arrays: the device arrays that the mask decoder reads.
     """
 
     def __init__(
         self,
         segmenter: Segmenter,
-        features: tuple[Any, ...],
+        arrays: DeviceArrays,
         size: tuple[int, int],
         key: str,
     ) -> None:
         self._segmenter = segmenter
-        self.features = features
+        self.arrays = arrays
         self.size = size
         self.key = key
+
+    @property
+    def features(self) -> tuple[Any, ...]:
+        """Return the arrays as those of the backend that holds them now."""
+        return self.arrays.now
 
     def predict(
         self,
@@ -104,14 +110,18 @@ class ImageEmbedding:
 
 
 class Segmenter:
-    """Segment photos with one SAM 2 model.
+    """Segment photos with one SAM 2 model; any number of threads may call it.
+
+    Args:
+        stages: what it runs, by name.
+        backend: runs them, until switch_to gives it another.
+        fingerprint: digest of the weights, or what computes it once an embedding is saved or read.
 
     Attributes:
         name: catalog name of the model.
         config: its shape.
-        backend: name of the backend that runs it.
-        device: where it runs.
         threads: CPU threads of pre- and post-processing; None is one per core.
+        runtimes: what runs it now, and what ran it before.
     """
 
     def __init__(
@@ -120,28 +130,59 @@ class Segmenter:
         config: Sam2Config,
         stages: Mapping[str, Stage],
         backend: Backend,
-        fingerprint: str = "",
+        fingerprint: str | Callable[[], str] = "",
         embedding_cache_bytes: int = 0,
         threads: int | None = None,
         batch_size: int = 4,
     ) -> None:
         self.name = name
         self.config = config
-        self.backend = backend.name
-        self.device = backend.device
-        self._backend = backend
-        self._fingerprint = fingerprint
+        self._find_fingerprint = fingerprint
         self.threads = threads
         self._batch_size = batch_size
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
-        self._feature_ports = stages["image_encoder"].outputs
-        self._stages = stages
-        self._programs = Programs(stages, backend, AT_ONCE)
+        self.runtimes = Runtimes(Runtime(stages, backend, AT_ONCE))
+
+    @property
+    def backend(self) -> str:
+        """Return the name of the backend that runs it now."""
+        return self.runtimes.now.backend.name
+
+    @property
+    def device(self) -> str:
+        """Return where it runs now."""
+        return self.runtimes.now.backend.device
 
     @property
     def can_track(self) -> bool:
         """Tell whether the weights or the bundle have the memory modules that tracking needs."""
-        return "memory_attention" in self._stages
+        return "memory_attention" in self.runtimes.now.stages
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        found = self._find_fingerprint
+        return found if isinstance(found, str) else found()
+
+    def switch_to(
+        self, stages: Mapping[str, Stage], backend: Backend, fingerprint: str = ""
+    ) -> None:
+        """Run on another backend from the next call on; masks agree as far as backends do.
+
+        Calls that run now end where they began, and so do streams and tracks, frame by frame.
+        Embeddings go over with the model when they are used next.
+
+        Args:
+            stages: the same ones, of the same weights, as that backend takes them.
+            backend: runs them.
+            fingerprint: of the weights, as the constructor takes it.
+
+        Raises:
+            BackendError: the backend can't run them; the model is as it was.
+        """
+        runtime = Runtime(stages, backend, AT_ONCE)
+        # What computes the fingerprint would keep the weights of before.
+        self._find_fingerprint = fingerprint
+        self.runtimes.replace(runtime)
 
     @overload
     def encode(self, photo: Photo) -> ImageEmbedding: ...
@@ -187,23 +228,16 @@ class Segmenter:
         pixels = np.empty((len(photos), 3, side, side), np.float32)
         for row, photo in zip(pixels, photos.values(), strict=True):
             to_input(photo, side, out=row, threads=self.threads)
-        features = self._programs["image_encoder"](self._backend.from_host(pixels))
+        runtime = self.runtimes.begin()
+        features = runtime.encode(pixels)
         embeddings = {}
         for index, (key, photo) in enumerate(photos.items()):
-            own = self._row(features, index) if len(photos) > 1 else features
-            embedding = ImageEmbedding(self, own, photo.shape[:2], key)
-            self._cache.put(key, embedding, sum(feature_bytes(f) for f in own))
+            own = runtime.copy_row(features, index) if len(photos) > 1 else features
+            arrays = DeviceArrays(own, runtime.backend)
+            embedding = ImageEmbedding(self, arrays, photo.shape[:2], key)
+            self._cache.put(key, embedding, arrays.nbytes)
             embeddings[key] = embedding
         return embeddings
-
-    def _row(self, features: tuple[Any, ...], index: int) -> tuple[Any, ...]:
-        # A view would keep the whole batch alive for as long as one of its photos.
-        rows = []
-        for feature, port in zip(features, self._feature_ports, strict=True):
-            row = self._backend.empty((1, *feature.shape[1:]), port.dtype)
-            row[...] = feature[index : index + 1]
-            rows.append(row)
-        return tuple(rows)
 
     def decode(
         self,
@@ -241,15 +275,17 @@ class Segmenter:
         """Return logits (B, N, h, w), predicted IoU (B, N) and object score logits (B, 1)."""
         if not len(prompts.points):
             return no_answer(self.config.mask_size, multimask)
-        stage = self._stages["mask_decoder" if prompts.masks is None else "mask_refiner"]
-        names = (port.name for port in self._feature_ports)
-        arrays = dict(zip(names, embedding.features, strict=True))
+        runtime = self.runtimes.begin()
+        backend = runtime.backend
+        stage = runtime.stages["mask_decoder" if prompts.masks is None else "mask_refiner"]
+        names = (port.name for port in runtime.feature_ports)
+        arrays = dict(zip(names, embedding.arrays.on(backend), strict=True))
         for name in ("points", "labels", "masks"):
             given = getattr(prompts, name)
             if given is not None:
-                arrays[name] = self._backend.from_host(given)
-        decoded = self._programs[stage.name](*(arrays[port.name] for port in stage.inputs))
-        logits, scores, object_scores = map(self._backend.to_host, decoded)
+                arrays[name] = backend.from_host(given)
+        decoded = runtime.programs[stage.name](*(arrays[port.name] for port in stage.inputs))
+        logits, scores, object_scores = map(backend.to_host, decoded)
         logits, scores = choose(logits, scores, multimask, dynamic_multimask)
         return logits, scores, object_scores
 
@@ -268,7 +304,8 @@ class Segmenter:
             CheckpointError: the weights or the bundle have no memory modules.
         """
         finish = Finish(fill_holes, non_overlapping, self.threads)
-        return Stream(self.encode_frame, self._tracker(conditioning), self.config, finish)
+        encode, tracker = self._begin_tracking(conditioning)
+        return Stream(encode, tracker, self.config, finish)
 
     def track(
         self,
@@ -293,33 +330,38 @@ class Segmenter:
         # Photos alone never need it.
         from vkrt.media.video import open_video
 
-        tracker = self._tracker(conditioning)
+        encode, tracker = self._begin_tracking(conditioning)
         finish = Finish(fill_holes, non_overlapping, self.threads)
         chosen = TrackSettings(**settings)
         frames = open_video(clip)
-        return Track(self.encode_frame, tracker, frames, self.config, finish, chosen)
+        return Track(encode, tracker, frames, self.config, finish, chosen)
 
     def encode_frame(self, photo: np.ndarray) -> dict[str, Any]:
         """Return the image encoder's device arrays of (H, W, 3) uint8, by port name; keep none."""
-        pixels = to_input(photo, self.config.image_size, threads=self.threads)[None]
-        features = self._programs["image_encoder"](self._backend.from_host(pixels))
-        names = (port.name for port in self._feature_ports)
-        return dict(zip(names, features, strict=True))
+        return self._encode_frame(self.runtimes.now, photo)
 
-    def _tracker(self, conditioning: int) -> Tracker:
-        """Return what advances objects by a frame."""
+    def _encode_frame(self, runtime: Runtime, photo: np.ndarray) -> dict[str, Any]:
+        self.runtimes.begin()
+        pixels = to_input(photo, self.config.image_size, threads=self.threads)[None]
+        names = (port.name for port in runtime.feature_ports)
+        return dict(zip(names, runtime.encode(pixels), strict=True))
+
+    def _begin_tracking(self, conditioning: int) -> tuple[Encode, Tracker]:
+        """Return what encodes frames and what advances objects by one, both on one runtime."""
         if not self.can_track:
             raise CheckpointError(
                 f"this {self.name} was loaded without memory modules, so that it can't track: give "
                 "weights that have them, or export the bundle again"
             )
+        runtime = self.runtimes.begin()
         shape = bank_shape(self.config, conditioning)
-        return Tracker(self._stages, self._programs, self._backend, shape)
+        tracker = Tracker(runtime.stages, runtime.programs, runtime.backend, shape)
+        return partial(self._encode_frame, runtime), tracker
 
     def host_features(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
         """Return the arrays of an embedding by port name, on the host."""
-        names = (port.name for port in self._feature_ports)
-        return dict(zip(names, map(self._backend.to_host, embedding.features), strict=True))
+        names = (port.name for port in self.runtimes.now.feature_ports)
+        return dict(zip(names, embedding.arrays.on_host(), strict=True))
 
     def feature_maps(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
         """Return the embedding as maps (1, channels, height, width) on the host.
@@ -341,19 +383,19 @@ class Segmenter:
         """
         shapes = {
             port.name: tuple(1 if isinstance(d, str) else d for d in port.shape)
-            for port in self._feature_ports
+            for port in self.runtimes.now.feature_ports
         }
         header, arrays = read_embedding(Path(path), self.name, self._fingerprint, shapes)
-        features = tuple(self._backend.from_host(arrays[name]) for name in shapes)
-        embedding = ImageEmbedding(self, features, header.size, header.key)
-        self._cache.put(header.key, embedding, sum(feature_bytes(f) for f in features))
+        backend = self.runtimes.now.backend
+        features = tuple(backend.from_host(arrays[name]) for name in shapes)
+        embedding = ImageEmbedding(self, DeviceArrays(features, backend), header.size, header.key)
+        self._cache.put(header.key, embedding, embedding.arrays.nbytes)
         return embedding
 
     def close(self) -> None:
         """Release the cache and what the backend holds."""
         self._cache.clear()
-        self._programs.close()
-        self._backend.close()
+        self.runtimes.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -367,8 +409,3 @@ def content_key(photo: np.ndarray) -> str:
     digest = hashlib.blake2b(np.ascontiguousarray(photo).data, digest_size=16)
     digest.update(repr(photo.shape).encode())
     return digest.hexdigest()
-
-
-def feature_bytes(array: Any) -> int:
-    """Return the bytes of a device array of any backend."""
-    return int(array.nbytes)
