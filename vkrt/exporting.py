@@ -9,11 +9,14 @@ from pathlib import Path
 from vkrt import backends, catalog
 from vkrt.bundle import Bundle, check_target, read_bundle
 from vkrt.errors import BackendError
+from vkrt.export.cache import Exportable
 from vkrt.export.model import PRECISIONS, export_pictures, export_weights
+from vkrt.export.progress import Report, ignore
 from vkrt.meant import Paths, understand
+from vkrt.options import Options, cache_folder, check_export_allowed
 from vkrt.temporary import claim, explained
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "export_to_cache"]
 
 
 def export_model(
@@ -30,6 +33,7 @@ def export_model(
     encoders: Mapping[str, str | os.PathLike[str]] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
+    report: Report = ignore,
 ) -> Bundle:
     """Write a model as a bundle, which vkrt.load runs without torch.
 
@@ -47,14 +51,16 @@ def export_model(
             count besides those of procedural scenes.
         allow_loss: write an int8 bundle that is as fast as can be, whatever it loses.
         tokenizers: of a model that makes pictures, as in load; they go into the bundle.
+        report: is called with what is being done and which share of all work, 0 to 1, is done.
 
     Raises:
         OutputError: the folder can't be made, or exists.
-        BackendError: packages are missing, the bundle would not give what PyTorch gives, or int8
-            is not faster here or loses too much.
+        BackendError: packages are missing, exports are forbidden, the bundle would not give what
+            PyTorch gives, or int8 is not faster here or loses too much.
         ImageError: the calibration folder has no photo, or one that can't be read.
         UnknownModelError, CheckpointError, DownloadError: as in load.
     """
+    check_export_allowed(model)
     lacking = backends.needed_to_export()
     if lacking:
         raise BackendError(f"export needs {lacking}: run pip install 'vkrt[torch,cpu]'")
@@ -84,6 +90,7 @@ def export_model(
                 control_model,
                 force=force,
                 allow_loss=allow_loss,
+                report=report,
             )
         else:
             export_weights(
@@ -96,5 +103,44 @@ def export_model(
                 photos_only=photos_only,
                 calibration=None if calibration is None else Path(calibration),
                 allow_loss=allow_loss,
+                report=report,
             )
         return read_bundle(out)
+
+
+def export_to_cache(
+    model: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    precision: str = "fp32",
+    image_size: int | None = None,
+    cache: Path | None = None,
+    report: Report = ignore,
+) -> Bundle:
+    """Export a model that segments into the cache folder, where vkrt.load finds it.
+
+    Args:
+        model, checkpoint, image_size: as in load.
+        precision: as in export_model.
+        cache: the cache folder; None is the default one.
+        report: is called with what is being done and which share of all work, 0 to 1, is done.
+
+    Raises:
+        BackendError: it makes pictures, or as in export_model.
+        OutputError: the cache can't be written.
+        UnknownModelError, CheckpointError, DownloadError: as in load.
+    """
+    meant = understand(model, checkpoint)
+    if meant.makes_pictures:
+        raise BackendError(
+            f"{model} makes pictures, and vkrt.load looks for no bundle of it in the cache: give "
+            "it a folder of its own with `vkrt export`"
+        )
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    there = meant.bundle()
+    if there is not None:
+        return there
+    options = Options(precision=precision, cache=cache or cache_folder())
+    wanted = Exportable.of(meant.name, meant.source, image_size, options)
+    return wanted.find() or wanted.export(report)

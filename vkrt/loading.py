@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vkrt.errors import BackendError
@@ -28,6 +28,8 @@ def load(
     encoders: Mapping[str, str | os.PathLike[str]] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
+    export: str = "auto",
+    report: Callable[[str, float], None] | None = None,
 ) -> Any:
     """Load a model: a Segmenter of SAM 2, or a Generator of Stable Diffusion 3.5.
 
@@ -39,8 +41,8 @@ def load(
             takes the packaged weights, or those that `vkrt pull` fetched.
         backend: "eager" runs PyTorch, "onnx" ONNX Runtime, "openvino" OpenVINO; for these two a
             checkpoint is exported once, into the cache folder, unless a bundle of it ships with
-            vkrt. "auto" is "onnx" on a CPU where that can be, else "eager", or what
-            $VKRT_BACKEND says.
+            vkrt. "auto" is what $VKRT_BACKEND says; else, on a CPU, "onnx" for what is a bundle
+            already and "eager" for other checkpoints, until they were exported (see export).
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "fp32", "bf16", "fp16" or "int8"; of a Generator also by stage, as
             "bf16,vae_decoder=fp32" or a mapping; in a bundle fp16 is that of the stored
@@ -56,6 +58,16 @@ def load(
         tokenizers: of a Generator: a folder that has them, or one for "clip_l" and "t5" each; None
             looks in the folder of the checkpoint.
         control_model: a ControlNet for a Generator, a file or a folder of diffusers.
+        export: what happens to a Segmenter's checkpoint that ONNX Runtime could run and that was
+            not exported yet. "first" exports it now, which takes minutes, into the cache folder.
+            "behind" gives the model at once, on PyTorch, while a process of low priority exports
+            it; between two calls the model goes over to ONNX Runtime, with its cached embeddings.
+            That process takes as much memory again and ends with this one. "never" exports
+            nothing. "auto" is what $VKRT_EXPORT says; else "behind", but only once the model is
+            used a minute or more after it was loaded. What was exported before is used in any
+            case. An export that failed is not tried again until versions change. See
+            forbid_exports of vkrt.options for services.
+        report: is called with what is being done and which share of an export, 0 to 1, is done.
 
     Raises:
         UnknownModelError: no such model.
@@ -69,9 +81,20 @@ def load(
         # Who segments does not wait for what makes pictures to be imported.
         from vkrt.loading_sd35 import load_generator
 
-        options = Options(**settings, memory_limit=memory_limit)
+        if export in ("first", "behind"):
+            raise BackendError(
+                "a model that makes pictures is not exported while it loads: run `vkrt export`, "
+                "then load the bundle"
+            )
+        options = Options(**settings, memory_limit=memory_limit, export=export)
         return load_generator(meant, options, precision, encoders, tokenizers, control_model)
     if not isinstance(precision, str):
         raise BackendError('a model that segments has one precision: give one, such as "fp32"')
-    options = Options(**settings, precision=precision, embedding_cache_bytes=embedding_cache_bytes)
+    options = Options(
+        **settings,
+        precision=precision,
+        embedding_cache_bytes=embedding_cache_bytes,
+        export=export,
+        report=report,
+    )
     return load_segmenter(meant, image_size, options)

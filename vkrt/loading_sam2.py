@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vkrt import backends, catalog
 from vkrt.backends.base import Backend
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.engines.sam2_image import Segmenter
-from vkrt.errors import CheckpointError
-from vkrt.export.cache import find_bundle
+from vkrt.errors import BackendError, CheckpointError, OutputError
+from vkrt.export.behind import ExportBehind, can_run_behind
+from vkrt.export.cache import Exportable
 from vkrt.export.model import PREPROCESSING
 from vkrt.fitness import check_runs, warn_of_overflow
 from vkrt.manifest import SAM2
 from vkrt.meant import Meant
-from vkrt.options import Options, default_backend
+from vkrt.options import Options, default_backend, default_export, exports_forbidden
 from vkrt.stage import Stage
 from vkrt.weights.fingerprint import fingerprint
 
-__all__ = ["load_segmenter", "packaged_bundle"]
+__all__ = ["advice", "load_segmenter", "packaged_bundle"]
 
 # What the image engine runs; a bundle that lacks one is refused before anything runs.
 STAGES = ("image_encoder", "mask_decoder", "mask_refiner")
+# A model that is in use this long after it was loaded will be for longer, which pays for an export.
+BEHIND_AFTER_SECONDS = 60.0
 
 
 def load_segmenter(meant: Meant, image_size: int | None, options: Options) -> Segmenter:
@@ -45,13 +51,92 @@ def load_segmenter(meant: Meant, image_size: int | None, options: Options) -> Se
         packaged = packaged_bundle(name, image_size, options)
         if packaged is not None:
             return from_bundle(packaged, options)
-    if backends.may_use_bundle(options):
-        # Where there is no PyTorch to fall back on, why there is no bundle is what counts.
-        required = backends.runs_bundles(options.backend) or not can_fall_back(options)
-        found = find_bundle(name, source, image_size, options, required)
-        if found is not None:
-            return from_bundle(found, options)
-    return from_weights(name, source, image_size, options)
+    if not backends.may_use_bundle(options):
+        return from_weights(name, source, image_size, options)
+    wanted = Exportable.of(name, source, image_size, options)
+    found = wanted.find() or export_now(wanted, options)
+    if found is not None:
+        return from_bundle(found, options)
+    loaded = from_weights(name, source, image_size, options)
+    if asked_export(options) in ("auto", "behind"):
+        export_behind(loaded, wanted, options)
+    return loaded
+
+
+def asked_export(options: Options) -> str:
+    """Return which way of exporting is asked for, by the options or the environment."""
+    return default_export() if options.export == "auto" else options.export
+
+
+def export_now(wanted: Exportable, options: Options) -> Bundle | None:
+    """Return a bundle of a checkpoint if it has to be exported before the model is there.
+
+    Raises:
+        BackendError, OutputError: it can't be, and nothing else can run the checkpoint.
+        CheckpointError: as in vkrt.load.
+
+    Warns:
+        RuntimeWarning: it can't be, but PyTorch runs the checkpoint.
+    """
+    if backends.runs_bundles(options.backend) or not can_fall_back(options):
+        return wanted.export(options.report)
+    if asked_export(options) != "first" or not backends.can_export() or exports_forbidden():
+        return None
+    try:
+        return wanted.export(options.report)
+    except (BackendError, OutputError) as error:
+        said = f"eager PyTorch runs {wanted.weights}: {error}"
+        warnings.warn(said, RuntimeWarning, stacklevel=4)
+        return None
+
+
+def export_behind(loaded: Segmenter, wanted: Exportable, options: Options) -> None:
+    """Let a model that PyTorch runs be exported beside its calls, and go over to the bundle."""
+    able = backends.can_export() and can_run_behind() and not exports_forbidden()
+    if not able or wanted.refusal() is not None:
+        return
+    patient = asked_export(options) == "auto"
+    # It must not keep a model that nobody else does.
+    ready = partial(go_over, weakref.ref(loaded), options)
+    behind = ExportBehind(wanted, ready, BEHIND_AFTER_SECONDS if patient else 0.0)
+    weakref.finalize(loaded, behind.stop)
+    loaded.runtimes.attach(behind)
+    behind.touch()
+
+
+def go_over(loaded: Callable[[], Segmenter | None], options: Options, bundle: Bundle) -> None:
+    """Let a model run a bundle from its next call on.
+
+    Raises:
+        CheckpointError, BackendError: as from_bundle; the model goes on as it is.
+    """
+    segmenter = loaded()
+    if segmenter is not None:
+        backend = runner_of(bundle, options)
+        segmenter.switch_to(bundle.stages, backend, bundle.header.fingerprint)
+
+
+def advice(meant: Meant, image_size: int | None, options: Options) -> tuple[Path, str] | None:
+    """Return a checkpoint that PyTorch runs but a bundle would run faster, and how to get it.
+
+    Args:
+        meant, image_size, options: as load_segmenter takes them.
+    """
+    if options.backend == "auto":
+        options = replace(options, backend=default_backend())
+    settled = meant.has_bundle or asked_export(options) == "never" or exports_forbidden()
+    if settled or not backends.may_use_bundle(options) or not backends.can_export():
+        return None
+    wanted = Exportable.of(meant.name, meant.source, image_size, options)
+    refusal = wanted.refusal()
+    if refusal is not None:
+        return wanted.weights, f"PyTorch runs {wanted.weights}: {refusal.reason}"
+    if wanted.exists():
+        return None
+    return wanted.weights, (
+        f"PyTorch runs {wanted.weights}; --export, once and for some minutes, makes later starts "
+        "and calls faster (`vkrt export` writes a bundle that runs without PyTorch, too)"
+    )
 
 
 def can_fall_back(options: Options) -> bool:
@@ -97,13 +182,16 @@ def from_weights(
         # Where nothing can run, this names all that could be installed and not PyTorch alone.
         backends.choose("auto", options.device)
     backend = "eager" if options.backend == "auto" else options.backend
+    tell(options, "starting PyTorch")
     chosen = backends.create(replace(options, backend=backend))
     # Behind `create`, so that a missing torch is told in one line and not as an ImportError.
     from vkrt.models.sam2.stage_set import all_stages
     from vkrt.weights.sam2 import load_sam2
 
+    tell(options, f"reading {source or name}")
     known, module = load_sam2(source, name, image_size, options.cache)
-    return segmenter(known, all_stages(module), chosen, fingerprint(module), options)
+    weights = partial(fingerprint, module)
+    return segmenter(known, all_stages(module), chosen, weights, options)
 
 
 def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
@@ -118,22 +206,34 @@ def from_bundle(bundle: Bundle, options: Options) -> Segmenter:
     """
     header = bundle.header
     known = catalog.find(header.model, header.image_size)
+    tell(options, f"opening {bundle.folder.name}")
+    chosen = runner_of(bundle, options)
+    return segmenter(known, bundle.stages, chosen, header.fingerprint, options)
+
+
+def runner_of(bundle: Bundle, options: Options) -> Backend:
+    """Return the backend that runs a bundle, which is checked first; as from_bundle."""
     for name in STAGES:
         bundle.stages[name]
-    if dict(header.preprocessing) != PREPROCESSING:
+    if dict(bundle.header.preprocessing) != PREPROCESSING:
         raise CheckpointError(
             f"{bundle.folder} was exported for other preprocessing of photos: export it again"
         )
     warn_of_overflow(bundle)
-    chosen = backends.create(replace(options, backend=backends.bundle_runner(options.backend)))
-    return segmenter(known, bundle.stages, chosen, header.fingerprint, options)
+    return backends.create(replace(options, backend=backends.bundle_runner(options.backend)))
+
+
+def tell(options: Options, what: str) -> None:
+    """Report what is being done, to whoever wants to know."""
+    if options.report is not None:
+        options.report(what, 0.0)
 
 
 def segmenter(
     known: catalog.Model,
     stages: Mapping[str, Stage],
     backend: Backend,
-    weights: str,
+    weights: str | Callable[[], str],
     options: Options,
 ) -> Segmenter:
     """Return the engine of a model."""

@@ -34,6 +34,11 @@ class Meant:
     source: Path | None
     makes_pictures: bool
 
+    @property
+    def has_bundle(self) -> bool:
+        """Tell whether the source is a bundle, which is not read."""
+        return self.source is not None and is_bundle(self.source)
+
     def bundle(self) -> Bundle | None:
         """Return the bundle that the source is, or None.
 
@@ -41,7 +46,7 @@ class Meant:
             CheckpointError: it is damaged.
         """
         source = self.source
-        return read_bundle(source) if source is not None and is_bundle(source) else None
+        return read_bundle(source) if source is not None and self.has_bundle else None
 
 
 def understand(model: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Meant:

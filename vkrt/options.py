@@ -16,14 +16,12 @@ __all__ = [
     "EXPORTS",
     "PRECISIONS",
     "Options",
-    "Report",
     "cache_folder",
     "check_export_allowed",
     "default_backend",
     "default_export",
     "exports_forbidden",
     "forbid_exports",
-    "no_report",
     "parse_bytes",
     "usable_cores",
 ]
@@ -32,8 +30,6 @@ BACKENDS = ("auto", "eager", "onnx", "openvino")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 EXPORTS = ("auto", "behind", "first", "never")
 FORBID = "forbid"
-# Takes what is being done, and which share of all the work is done, from 0 to 1.
-Report = Callable[[str, float], None]
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -101,10 +97,6 @@ def check_export_allowed(what: object) -> None:
         )
 
 
-def no_report(what: str, share: float) -> None:
-    """Do nothing with a report of progress."""
-
-
 def usable_cores() -> int:
     """Return how many cores this process may use: those it is bound to, within its quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -150,6 +142,13 @@ class Options:
         cache: folder of downloads and of exported bundles.
         memory_limit: bytes that a model's weights and work may take on the device; None is what
             the device has.
+        export: what happens to a checkpoint that could run as a bundle and has none in the cache.
+            "first" exports it before the load returns. "behind" runs it with PyTorch while a
+            process of low priority exports it, and goes over to the bundle between two calls.
+            "never" takes a bundle that is there, else PyTorch. "auto" is what $VKRT_EXPORT says,
+            else "behind" for a model that is still in use a minute after it was loaded: what lives
+            for seconds exports nothing.
+        report: is called with what is being done and which share of an export, 0 to 1, is done.
 
     Raises:
         BackendError: a value is not one of the above.
@@ -163,7 +162,7 @@ class Options:
     cache: Path = field(default_factory=cache_folder)
     memory_limit: int | None = None
     export: str = "auto"
-    report: Report = field(default=no_report, compare=False)
+    report: Callable[[str, float], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, value, known in (

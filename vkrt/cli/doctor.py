@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vkrt.cli import generate_options as options
+from vkrt.cli.doctor_export import describe_export, look_at_exports, show_refused
 from vkrt.cli.doctor_plan import plan_generation, show_plan
 from vkrt.cli.generate_request import Recipe
 from vkrt.cli.output import AsJson, print_json, print_table
@@ -124,6 +125,7 @@ def examine() -> dict[str, Any]:
         "openvino": installed("openvino"),
         "native": native,
         "would_run": run,
+        "exports": look_at_exports(),
         "missing": missing(native),
         "demo_model": look_at_demo_model(run["backend"]),
         "cache": str(cache_folder()),
@@ -288,10 +290,12 @@ def show(report: dict[str, Any]) -> None:
         ("attention", describe_attention(native["attention"])),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
         ("because", run["why"]),
+        ("checkpoints", describe_export(report["exports"])),
         ("demo model", f"{demo['name']}, {describe_demo_model(demo)}"),
         ("cache", report["cache"]),
     ]
     print_table(["", ""], rows, 1)
+    show_refused(report["exports"])
     for item in report["missing"]:
         print(f"missing: {item['what']}, which {item['for']}\n    {item['command']}")
     if not native["available"]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vkrt.cli.generate_options import T5, ClipG, ClipL, ControlModel, TokenizerFolder, Vae
-from vkrt.cli.output import AsJson, print_json, print_table, progress
+from vkrt.cli.output import AsJson, print_json, print_table
+from vkrt.cli.work_bar import working
 
 if TYPE_CHECKING:
     from vkrt.bundle import Bundle
@@ -92,11 +93,12 @@ def export(
     Every stage is held against PyTorch on random inputs; a bundle that is off is not written.
     In int8 its masks, on held-out scenes, or its latents are held against those of fp32 as well.
     """
+    from vkrt.export.progress import ignore
     from vkrt.exporting import export_model
 
     given = {"clip_l": clip_l, "clip_g": clip_g, "t5": t5, "vae": vae}
     start = time.perf_counter()
-    with progress(f"exporting {model}"):
+    with working(f"exporting {model}") as report:
         bundle = export_model(
             model,
             out,
@@ -110,12 +112,13 @@ def export(
             encoders={part: path for part, path in given.items() if path is not None},
             tokenizers=tokenizers,
             control_model=control_model,
+            report=report or ignore,
         )
-    report = describe(bundle, time.perf_counter() - start)
+    written = describe(bundle, time.perf_counter() - start)
     if as_json:
-        print_json(report)
+        print_json(written)
     else:
-        show(report)
+        show(written)
 
 
 def describe(bundle: Bundle, seconds: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vkrt import __version__
+from vkrt.cli.cache import clear, list_cache
 from vkrt.cli.doctor import doctor
 from vkrt.cli.export import export
 from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
@@ -38,6 +39,11 @@ app = typer.Typer(
 )
 for command, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(command)
+
+cache = typer.Typer(help="List what the cache folder holds, and delete from it.")
+cache.command("list", epilog="Example: vkrt cache list")(list_cache)
+cache.command("clear", epilog="Example: vkrt cache clear --refusals")(clear)
+app.add_typer(cache, name="cache")
 
 
 def show_version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from vkrt.cli.output import AsJson, print_json, print_table, progress
 from vkrt.cli.prompts import Prompts, parse_prompts
-from vkrt.cli.segmenter import open_segmenter
+from vkrt.cli.segmenter import ExportFirst, open_segmenter
 from vkrt.cli.targets import Targets, plan, save_picture
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def segment(
     backend: Backend = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
+    export: ExportFirst = False,
 ) -> None:
     """Segment objects of a photo, each named by clicks, a box or a rough mask."""
     from vkrt.media.image import read_image
@@ -117,6 +118,7 @@ def segment(
         "device": device,
         "precision": precision,
         "threads": threads,
+        "export": export,
     }
     found = run(pixels, prompts, all_masks, (model, checkpoint, image_size), settings)
     write(pixels, prompts, found, targets)
@@ -141,7 +143,7 @@ def run(
     """
     name, checkpoint, image_size = which
     ms: dict[str, float] = {}
-    with progress(f"loading {name}"), timed(ms, "load"):
+    with timed(ms, "load"):
         sam = open_segmenter(name, checkpoint=checkpoint, image_size=image_size, **settings)
     earlier = prompts.earlier(pixels.shape[:2], sam.config.mask_size)
     with progress("encoding the photo"), timed(ms, "encode"):

@@ -15,9 +15,9 @@ import typer
 
 from vkrt.cli.failures import one_line
 from vkrt.cli.frame_bar import counted
-from vkrt.cli.output import AsJson, print_json, progress
+from vkrt.cli.output import AsJson, print_json
 from vkrt.cli.segment import Backend, Checkpoint, Device, ImageSize, ModelName, Precision, Threads
-from vkrt.cli.segmenter import open_segmenter
+from vkrt.cli.segmenter import ExportFirst, open_segmenter
 from vkrt.cli.track_live import stoppable, track_live
 from vkrt.cli.track_outputs import Write, open_outputs, plan_targets
 from vkrt.cli.track_prompts import FramePrompt, check_frame, check_prompts, parse_prompts
@@ -124,6 +124,7 @@ def track(
     backend: Backend = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
+    export: ExportFirst = False,
 ) -> None:
     """Track objects through a clip or live frames, named by prompts on any frame."""
     check_source(clip, camera, going=reverse or both or start is not None)
@@ -134,13 +135,14 @@ def track(
     default = None if as_json else f"{name}.tracks.json"
     inputs = [path for path in (clip, checkpoint) if path is not None]
     targets = plan_targets(out or [], default, inputs, prompts)
-    settings = {
+    settings: dict[str, Any] = {
         "checkpoint": checkpoint,
         "image_size": image_size,
         "backend": backend,
         "device": device,
         "precision": precision,
         "threads": threads,
+        "export": export,
     }
     finish = {"fill_holes": fill_holes, "non_overlapping": non_overlapping}
     with plain_warnings(), open_source(clip, camera, on_error) as source:
@@ -149,7 +151,7 @@ def track(
             check_frame(route.start, source)
         with open_outputs(targets, source, prompts) as write:
             began = time.perf_counter()
-            sam = load(model, settings)
+            sam = open_segmenter(model, **settings)
             loading = time.perf_counter() - began
             tally = run(sam, source, prompts, route, camera is not None, finish, write)
         report = describe(sam, source, tally, targets, loading)
@@ -198,12 +200,6 @@ def open_source(clip: Path | None, camera: str | None, on_error: str) -> Frames:
     if clip is None:
         return video.open_camera(camera or "0")
     return video.open_video(clip, on_error=cast("OnError", on_error))
-
-
-def load(model: str, settings: dict[str, Any]) -> Segmenter:
-    """Return the model."""
-    with progress(f"loading {model}"):
-        return open_segmenter(model, **settings)
 
 
 def run(

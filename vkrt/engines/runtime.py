@@ -77,6 +77,7 @@ class Runtimes:
 
     Attributes:
         now: what runs the calls that begin.
+        background: what works for the model beside its calls.
 
     Args:
         first: runs the model until another takes over.
@@ -86,18 +87,18 @@ class Runtimes:
         self.now = first
         # What streams and tracks that began before a switch still run.
         self._retired: WeakSet[Programs] = WeakSet()
-        self._background: Background | None = None
+        self.background: Background | None = None
         self._lock = Lock()
         self._closed = False
 
     def attach(self, background: Background) -> None:
         """Let something know when the model is used, and when it is closed."""
-        self._background = background
+        self.background = background
 
     def begin(self) -> Runtime:
         """Return what runs the call that begins now, from its first stage to its last."""
-        if self._background is not None:
-            self._background.touch()
+        if self.background is not None:
+            self.background.touch()
         return self.now
 
     def replace(self, runtime: Runtime) -> None:
@@ -113,8 +114,8 @@ class Runtimes:
         """Release all of them."""
         with self._lock:
             self._closed = True
-        if self._background is not None:
-            self._background.stop()
+        if self.background is not None:
+            self.background.stop()
         for programs in tuple(self._retired):
             programs.close()
         self.now.close()
