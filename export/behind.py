@@ -10,8 +10,10 @@ import _thread
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -182,6 +184,8 @@ def end(process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
 def main() -> None:
     """Export what the first line of stdin says; end once stdin does."""
     job = json.loads(sys.stdin.readline())
+    # A parent that runs in the background of a shell may have handed on that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Thread(target=end_with_parent, daemon=True).start()
     with suppress(AttributeError, OSError):
         os.nice(NICENESS)
@@ -202,6 +206,10 @@ def main() -> None:
 def end_with_parent() -> None:
     """End this process, tidily if that is possible, once nobody holds the other end of stdin."""
     sys.stdin.buffer.read()
-    _thread.interrupt_main()
+    if hasattr(signal, "pthread_kill"):
+        # Unlike a simulated one, it also ends a wait.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
     time.sleep(GRACE_SECONDS)
     os._exit(FAILED)
