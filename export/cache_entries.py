@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from vkrt.export.file_records import RECORDS
 from vkrt.export.prune import lock_of
 from vkrt.export.refusals import SUFFIX, parse
 from vkrt.manifest import MANIFEST, read_json
+from vkrt.temporary import discard, sweep
 
 try:
     import fcntl
@@ -26,9 +25,9 @@ except ImportError:
 
 __all__ = ["KINDS", "Entry", "delete", "list_entries"]
 
-# Bundles, weights that were fetched or put there, failed exports, what interrupted ones left, and
-# the notes on files: digests and what was told.
-KINDS = ("bundle", "download", "refusal", "leftover", "notes")
+# Bundles, weights that were fetched or put there, failed exports, what is being written, and the
+# notes on files: digests and what was told.
+KINDS = ("bundle", "download", "refusal", "unfinished", "notes")
 HUB_FOLDER = "models--"
 
 
@@ -56,7 +55,11 @@ class Entry:
 
 
 def list_entries(cache: Path) -> list[Entry]:
-    """Return what a cache folder holds, each kind with what was used last first."""
+    """Return what a cache folder holds, each kind with what was used last first.
+
+    What killed processes left is removed.
+    """
+    sweep(cache / "bundles")
     found = [*bundles_in(cache / "bundles"), *downloads_in(cache), *notes_in(cache / RECORDS)]
     return sorted(found, key=lambda entry: (KINDS.index(entry.kind), -entry.used, entry.name))
 
@@ -69,11 +72,11 @@ def children(folder: Path) -> list[Path]:
 
 
 def bundles_in(folder: Path) -> Iterator[Entry]:
-    """Give bundles, refusals and leftovers."""
+    """Give bundles, refusals and what is being written."""
     for path in children(folder):
         size, used = size_of(path), changed(path)
         if path.name.startswith(".") and path.suffix in (".part", ".old"):
-            yield Entry("leftover", path.name, "", path, size, used)
+            yield Entry("unfinished", path.name, "", path, size, used)
         elif path.name.endswith(SUFFIX):
             refusal = parse(path)
             model, note = (refusal.model, refusal.reason) if refusal else ("", "unreadable")
@@ -142,17 +145,17 @@ def last_read(path: Path) -> float:
 
 def delete(entry: Entry) -> str:
     """Delete an entry; return "" or why it stays: somebody makes, fetches or uses it."""
+    if entry.kind == "unfinished":
+        return "in use"
     try:
         with ExitStack() as held:
             for lock in locks_of(entry):
                 held.enter_context(locked(lock))
-            # Out of sight at once: whoever looks from now on finds nothing rather than half of it.
-            hidden = entry.path.with_name(f".{secrets.token_hex(6)}.old")
-            entry.path.rename(hidden)
-            if hidden.is_dir():
-                shutil.rmtree(hidden, ignore_errors=True)
+            if entry.path.is_dir():
+                # Out of sight at once: whoever looks finds nothing rather than half of it.
+                discard(entry.path)
             else:
-                hidden.unlink(missing_ok=True)
+                entry.path.unlink()
     except FileNotFoundError:
         return ""
     except BlockingIOError:
@@ -168,9 +171,6 @@ def locks_of(entry: Entry) -> list[Path]:
         return [lock_of(entry.path), entry.path / MANIFEST]
     if entry.kind == "refusal":
         return [lock_of(entry.path.with_name(entry.name.removesuffix(SUFFIX)))]
-    if entry.kind == "leftover":
-        # Whose it is can't be told, so nobody may be exporting.
-        return [path for path in children(entry.path.parent) if path.suffix == ".lock"]
     if entry.path.name.startswith(HUB_FOLDER):
         return children(entry.path.parent / ".locks" / entry.name)
     return []

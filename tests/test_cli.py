@@ -233,6 +233,7 @@ def test_options_reach_the_model(
     assert received == {
         **{"name": "SAM2.1_nano", "checkpoint": nano_checkpoint, "image_size": 128, "threads": 2},
         **{"backend": "eager", "device": "cpu", "precision": "fp32"},
+        **{"export": "never", "report": None},
     }
 
 

@@ -16,7 +16,7 @@ from toys import edit, write_toy
 import vkrt
 from vkrt import backends, catalog
 from vkrt import loading_sam2 as loading
-from vkrt.loading_sam2 import find_bundle, fingerprint, from_weights
+from vkrt.loading_sam2 import fingerprint, from_weights
 from vkrt.models.sam2.model import Sam2
 
 
@@ -160,7 +160,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pico_checkpoint: Pa
     model = replace(PICO, packaged=pico_checkpoint, packaged_bundle=folder)
     monkeypatch.setitem(catalog._MODELS, NAME, model)
     monkeypatch.setattr(loading, "from_bundle", lambda bundle, options: bundle)
-    monkeypatch.setattr(loading, "find_bundle", lambda *_: "exported")
+    monkeypatch.setattr(loading.Exportable, "find", lambda _: "exported")
     monkeypatch.setattr(loading, "from_weights", lambda *_: "eager")
     monkeypatch.delenv("VKRT_BACKEND")
     monkeypatch.setenv("VKRT_CACHE", str(tmp_path / "cache"))
@@ -233,7 +233,7 @@ def test_what_is_missing_is_named(
     arguments: dict[str, Any],
     words: str,
 ) -> None:
-    monkeypatch.setattr(loading, "find_bundle", find_bundle)
+    monkeypatch.setattr(loading.Exportable, "find", lambda _: None)
     monkeypatch.setattr(loading, "from_weights", from_weights)
     real = backends.find_spec
     monkeypatch.setattr(backends, "find_spec", lambda name: None if name in absent else real(name))
