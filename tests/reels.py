@@ -10,7 +10,16 @@ from pathlib import Path
 import av
 import numpy as np
 
-__all__ = ["damaged", "decode_all", "moving", "turned", "write_clip"]
+__all__ = [
+    "damaged",
+    "decode_all",
+    "moving",
+    "number_of",
+    "numbered",
+    "packet_places",
+    "turned",
+    "write_clip",
+]
 
 HEIGHT, WIDTH = 48, 64
 
@@ -28,6 +37,21 @@ def moving(count: int, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndar
     return frames
 
 
+def numbered(count: int, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndarray]:
+    """Return frames like those of moving, each with its number in six light or dark squares."""
+    frames = moving(count, height, width)
+    for number, frame in enumerate(frames):
+        for bit in range(6):
+            frame[30:40, 2 + 10 * bit : 10 + 10 * bit] = 235 if number >> bit & 1 else 20
+    return frames
+
+
+def number_of(frame: np.ndarray) -> int:
+    """Return the number that a frame has in it, also after lossy coding."""
+    squares = [frame[32:38, 4 + 10 * bit : 8 + 10 * bit].mean() for bit in range(6)]
+    return sum(1 << bit for bit, level in enumerate(squares) if level > 127)
+
+
 def write_clip(
     path: Path,
     frames: Iterable[np.ndarray],
@@ -38,25 +62,36 @@ def write_clip(
     options: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
     encoding: str = "utf-8",
+    gop: int = 10,
+    last: int | None = None,
+    encoder: dict[str, str] | None = None,
 ) -> Path:
-    """Write frames at 25 a second, or at `times` in 25ths of a second, a keyframe every 10."""
+    """Write frames at 25 a second, or at `times` in 25ths of a second, a keyframe every `gop`.
+
+    The last frame is shown for `last` 25ths of a second. `options` are the container's, `encoder`
+    those of the codec.
+    """
     with av.open(
         str(path), "w", format=format, options=options or {}, metadata_encoding=encoding
     ) as container:
         container.metadata.update(metadata or {})
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options=encoder or {})
         context = stream.codec_context
+        packets: list[av.Packet] = []
         for index, frame in enumerate(frames):
             if index == 0:
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = pixels
-                context.gop_size = 10
-                context.max_b_frames = 2 if codec in ("libx264", "mpeg4") else 0
+                context.gop_size = gop
+                context.max_b_frames = 2 if codec in ("libx264", "mpeg4") and gop > 1 else 0
             picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format=pixels)
             picture.pts = times[index] if times else index
             picture.time_base = Fraction(1, 25)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+            packets += stream.encode(picture)
+        packets += stream.encode(None)
+        if last is not None:
+            max(packets, key=lambda packet: packet.pts or 0).duration = last
+        container.mux(packets)
     return path
 
 
@@ -64,6 +99,12 @@ def decode_all(path: Path) -> list[np.ndarray]:
     """Return all frames, decoded from the start by PyAV alone."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def packet_places(path: Path) -> list[tuple[int, int]]:
+    """Return where the packets of a clip are, in the order they are stored, and their sizes."""
+    with av.open(str(path)) as container:
+        return [(each.pos or 0, each.size) for each in container.demux(video=0) if each.size]
 
 
 def damaged(path: Path, frame: int) -> bytes:

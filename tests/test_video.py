@@ -41,6 +41,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", moving(COUNT))
 
 
+LOST = 13
+
+
+@pytest.fixture(scope="module")
+def intra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a clip whose frames do not need one another."""
+    path = tmp_path_factory.mktemp("intra") / "clip.mov"
+    return write_clip(path, moving(COUNT), "png", pixels="rgb24")
+
+
 def write_folder(folder: Path, frames: list[np.ndarray]) -> Path:
     """Write frames as 0.png, 1.png and so on."""
     folder.mkdir(exist_ok=True)
@@ -250,14 +260,6 @@ def test_count_is_known_only_at_the_end(clip: Path) -> None:
         assert len(list(opened)) == COUNT
 
 
-def test_variable_frame_rate(tmp_path: Path) -> None:
-    times = [0, 1, 2, 10, 11, 40, 41, 99]
-    path = write_clip(tmp_path / "clip.mkv", moving(8), times=times)
-    with open_video(path) as opened:
-        assert same(list(opened), decode_all(path))
-        assert opened.fps == pytest.approx(7 / (99 / 25), rel=0.01)
-
-
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
 def test_rotation_is_undone(clip: Path, degrees: int) -> None:
     wanted = [np.rot90(frame, degrees // 90) for frame in decode_all(clip)]
@@ -294,135 +296,6 @@ def test_threads_share_one_file(clip: Path) -> None:
     with open_video(clip, cache=2) as opened, ThreadPoolExecutor(4) as pool:
         got = list(pool.map(opened.frame, order))
     assert same(got, [wanted[index] for index in order])
-
-
-# --- damage
-
-
-LOST = 13
-
-
-@pytest.fixture(scope="module")
-def intra(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a clip whose frames do not need one another."""
-    path = tmp_path_factory.mktemp("intra") / "clip.mov"
-    return write_clip(path, moving(COUNT), "png", pixels="rgb24")
-
-
-def test_damaged_frame_is_named(intra: Path) -> None:
-    wanted = moving(COUNT)
-    with open_video(damaged(intra, LOST), cache=2) as opened:
-        got = []
-        with pytest.raises(VideoError, match="frame 13 of the video is damaged; get") as caught:
-            got.extend(opened.frame(index) for index in range(COUNT))
-        assert one_line(caught)
-        got += [opened.frame(index) for index in range(LOST + 1, COUNT)]
-        assert same(got, wanted[:LOST] + wanted[LOST + 1 :])
-        for _ in range(2):
-            with pytest.raises(VideoError, match="frame 13"):
-                opened.frame(LOST)
-        assert np.array_equal(opened.frame(12), wanted[12])
-        assert opened.length() == COUNT
-
-
-@pytest.mark.parametrize("cache", [1, 8])
-def test_damaged_frame_is_repeated(intra: Path, cache: int) -> None:
-    wanted = moving(COUNT)
-    wanted[LOST] = wanted[LOST - 1]
-    with open_video(damaged(intra, LOST), cache=cache, on_error="skip") as opened:
-        with pytest.warns(RuntimeWarning, match="frame 13 of the video is damaged") as warned:
-            got = list(opened)
-            for index in (13, 20, 13, 12, 14, 13):
-                assert np.array_equal(opened.frame(index), wanted[index])
-        assert same(got, wanted) and opened.count == COUNT
-        assert len(warned) == 1
-
-
-@pytest.mark.parametrize("lost", range(1, 20, 3))
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
-def test_damage_keeps_the_other_numbers(clip: Path, tmp_path: Path, name: str, lost: int) -> None:
-    path = clip if name == clip.name else write_clip(tmp_path / name, moving(COUNT))
-    wanted = decode_all(path)
-    with open_video(damaged(path, lost), on_error="skip") as opened:
-        with pytest.warns(RuntimeWarning, match=f"frame {lost} of"):
-            got = list(opened)
-        assert len(got) == COUNT
-        key, after = lost // 10 * 10, lost // 10 * 10 + 10
-        assert same(got[:key] + got[after:], wanted[:key] + wanted[after:])
-        # Whatever order it is read in, it is the same frames that are damaged.
-        assert same([opened.frame(index) for index in range(COUNT)], got)
-
-
-def test_many_damaged_frames_in_a_row(tmp_path: Path) -> None:
-    photos: list[Any] = [*moving(2), *[b"not a picture"] * 1500, *moving(1)]
-    for source in (photos, iter(photos)):
-        with (
-            open_video(source, cache=1, on_error="skip") as opened,
-            pytest.warns(RuntimeWarning) as warned,
-        ):
-            got = list(opened)
-        assert len(got) == 1503 and len(warned) == 1
-        assert same(got[1:1502], [photos[1]] * 1501)
-
-
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_first_frame_is_damaged(clip: Path, tmp_path: Path, on_error: Any) -> None:
-    folder = write_folder(tmp_path / "frames", moving(3))
-    (folder / "0.png").write_bytes(b"\x89PNG")
-    for source in (damaged(clip, 0), folder):
-        with pytest.raises(VideoError, match=r"frame 0 of .*(damaged|can't be read)"):
-            open_video(source, on_error=on_error)
-
-
-def test_recording_that_starts_between_keyframes(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.ts", moving(COUNT))
-    data = path.read_bytes()
-    late = data[len(data) // 3 // 188 * 188 :]
-    with open_video(late) as opened:
-        got = list(opened)
-    assert len(got) in (5, 15)
-    assert same(got, decode_all(path)[-len(got) :])
-
-
-def test_file_that_is_cut_off(tmp_path: Path) -> None:
-    frames = moving(COUNT)
-    late = write_clip(tmp_path / "late.mp4", frames).read_bytes()
-    with pytest.raises(VideoError, match=r"is not a video, or cut off \(.*\); give") as caught:
-        open_video(late[: len(late) * 6 // 10])
-    assert one_line(caught)
-    early = write_clip(tmp_path / "early.mp4", frames, options={"movflags": "faststart"})
-    data = early.read_bytes()[:-200]
-    with open_video(data) as opened, pytest.raises(VideoError, match=r"frame 2\d of .* damaged"):
-        list(opened)
-    with (
-        open_video(data, on_error="skip") as opened,
-        pytest.warns(RuntimeWarning, match="frame 2"),
-    ):
-        assert 20 < len(list(opened)) < COUNT
-
-
-def test_file_that_ends_early_without_damage(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "clip.mkv", moving(COUNT))
-    data = path.read_bytes()
-    with open_video(data[: len(data) * 7 // 10]) as opened:
-        with pytest.warns(RuntimeWarning, match=r"ends after 0\.\d\d s, but states 1\.00 s; "):
-            got = list(opened)
-        assert same(got, decode_all(path)[: len(got)]) and 5 < len(got) < COUNT
-
-
-def test_frames_of_changing_size(tmp_path: Path) -> None:
-    small, large = moving(3, 32, 32), moving(4)
-    stream = tmp_path / "both.h264"
-    for name, frames in (("small", small), ("large", large)):
-        with stream.open("ab") as file:
-            file.write(write_clip(tmp_path / f"{name}.h264", frames).read_bytes())
-    message = "frame 3 of .* is 64x48, but the first is 32x32; scale"
-    for source in (small + large, iter(small + large), stream):
-        with open_video(source) as opened:
-            with pytest.raises(VideoError, match=message) as caught:
-                list(opened)
-            assert one_line(caught)
-            assert opened.frame(2).shape == (32, 32, 3)
 
 
 # --- what is no clip

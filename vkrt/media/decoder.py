@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from vkrt.errors import VideoError
+from vkrt.media.byte_layout import Apng, Boxes, ByteLayout, Flv, Gif, Riff
 from vkrt.media.image import check_size, max_pixels
 from vkrt.media.ledger import Ledger, Picture
+from vkrt.media.matroska import Matroska
+from vkrt.media.packet_watch import PacketWatch
+from vkrt.media.transport_stream import TransportStream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -25,9 +30,22 @@ PATIENCE = 8
 QUARTER = 90
 # Recordings of broadcasts, and bare streams: what comes before their first keyframe is no damage.
 BEGINS_ANYWHERE = {"flv", "h264", "hevc", "m4v", "mpeg", "mpegts", "mpegvideo"}
-# Where a packet is a whole frame: these containers, with these codecs (by PyAV's decoders).
-ONE_EACH = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-WHOLE_FRAMES = {"av1", "h264", "hevc", "libdav1d", "libvpx-vp9", "vp9"}
+# Where a packet may be one of the two fields of a frame.
+FIELDS = {"h264", "hevc", "mpeg", "mpegts", "mpegvideo"}
+# Codecs of which some packets are never shown, and those that an AVI does not time exactly.
+HIDDEN = {"libvpx", "vp8"}
+UNTIMED = {"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3"}
+LAYOUTS: dict[str, type[ByteLayout]] = {
+    "apng": Apng,
+    "avi": Riff,
+    "flv": Flv,
+    "gif": Gif,
+    "matroska,webm": Matroska,
+    "mov,mp4,m4a,3gp,3g2,mj2": Boxes,
+    "mpegts": TransportStream,
+}
+# Seconds from one frame to the next beyond which they are of different parts.
+PAUSE = 10.0
 MICROSECONDS = 1_000_000
 ROUNDING = 0.02
 
@@ -47,6 +65,7 @@ class Decoder(Iterator[Picture]):
     Args:
         container: what PyAV opened.
         name: what errors call it.
+        file: what the container reads, None of a camera.
 
     Attributes:
         fps: frames a second, on average; None if unknown.
@@ -57,7 +76,7 @@ class Decoder(Iterator[Picture]):
         ImageError: the frames are too large.
     """
 
-    def __init__(self, container: InputContainer, name: str) -> None:
+    def __init__(self, container: InputContainer, name: str, file: BinaryIO | None = None) -> None:
         av = load_av()
         stream: Any = container.streams.best("video")
         if stream is None or stream.codec_context is None:
@@ -66,6 +85,9 @@ class Decoder(Iterator[Picture]):
         self._error: type[Exception] = av.FFmpegError
         self._container = container
         self._stream = stream
+        kind = container.format.name
+        self._layout = None if file is None else LAYOUTS.get(kind, ByteLayout)(file)
+        self._place: int | None = None  # of the last packet in the file
         context = stream.codec_context
         check_size(context.height or 1, context.width or 1, f"a frame of {name}")
         # A later frame that states a larger size is refused before it takes the memory.
@@ -96,30 +118,49 @@ class Decoder(Iterator[Picture]):
         pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / QUARTER)))
 
-    def average(self, count: int, first: int, last: int) -> float | None:
-        """Return frames a second of `count` frames from one time to another.
+    def average(self, times: Sequence[int]) -> float | None:
+        """Return frames a second of frames at rising times; long pauses between parts do not count.
 
         It is what the file states unless that is more than times rounded to a file's unit explain.
         """
-        seconds = (last - first) * float(self._stream.time_base or 0)
-        if not seconds:
+        unit = float(self._stream.time_base or 0)
+        spans = [(after - before) * unit for before, after in pairwise(times)]
+        played = [span for span in spans if span <= PAUSE]
+        if not sum(played):
             return self.fps
-        found = (count - 1) / seconds
+        found = len(played) / sum(played)
         close = self.fps is not None and abs(found - self.fps) <= ROUNDING * self.fps
         return self.fps if close else found
 
-    def shortfall(self, time: int) -> str | None:
-        """Return what is missing if the file states to go on long after its last frame's time."""
-        unit, rate = float(self._stream.time_base or 0), self.fps
-        stated = (self._stream.duration or 0) * unit
+    def shortfall(self, time: int | None) -> str | None:
+        """Return what is missing at the end, by what the file states of itself; None if nothing.
+
+        Args:
+            time: of the last frame; None if times do not rise.
+        """
+        if self._layout is None or self._place is None:
+            return None
+        ended = self._layout.is_ended(self._place)
+        if ended:
+            return None
+        stated, found = self._stated(), 0.0 if time is None else self._seconds(time)
+        # A structure that is cut short needs no doubt; else only time tells.
+        doubt = 0.0 if ended is False else max(2 / (self.fps or 1), stated / 10)
+        if stated and time is not None and stated - found > doubt:
+            return f"ends after {found:.2f} s, but states {stated:.2f} s"
+        return "is not as long as it states" if ended is False else None
+
+    def _stated(self) -> float:
+        """Return how many seconds the file states to have, 0 if it does not say."""
+        stated = (self._stream.duration or 0) * float(self._stream.time_base or 0)
         if not stated and len(self._container.streams) == 1:
             stated = (self._container.duration or 0) / MICROSECONDS
-        if not stated or not unit or not rate:
-            return None
-        found = (time - (self._stream.start_time or 0)) * unit + 1 / rate
-        if stated - found <= max(2 / rate, stated / 10):
-            return None
-        return f"ends after {found:.2f} s, but states {stated:.2f} s"
+        return stated
+
+    def _seconds(self, time: int) -> float:
+        """Return the seconds from the start to the end of a frame."""
+        start = self._stream.start_time or 0
+        return (time - start) * float(self._stream.time_base or 0) + 1 / (self.fps or 1)
 
     def close(self) -> None:
         """Close the container."""
@@ -128,23 +169,43 @@ class Decoder(Iterator[Picture]):
 
     def _walk(self) -> Iterator[Picture]:
         """Give the pictures from here on."""
-        kind = self._container.format.name
-        ledger = Ledger(kind in ONE_EACH and self._stream.codec_context.name in WHOLE_FRAMES)
-        begun = kind not in BEGINS_ANYWHERE
+        ledger = self._open_ledger()
+        begun = self._container.format.name not in BEGINS_ANYWHERE
+        watch = PacketWatch(self._layout, ledger)
         for packet in self._packets():
             if packet is None:
-                yield Picture(None, None)
+                watch.note_error()
                 continue
-            begun = begun or packet.is_keyframe
+            if packet.size:
+                self._place = packet.pos
+                begun = begun or packet.is_keyframe
+                whole = watch.check(packet)
+            elif packet.pts is None:  # after the last one, for what the decoder held back
+                watch.finish()
             frames, sound = self._decode(packet)
             if packet.size and begun and not packet.is_discard:
                 if packet.pts is not None:
-                    ledger.enter(packet.pts, sound)
+                    ledger.enter(packet.pts, packet.is_keyframe, sound and whole)
                 elif not sound:
                     yield Picture(None, None)
             for frame in frames:
                 yield from ledger.settle(frame)
         yield from ledger.close()
+        if watch.failed:
+            yield Picture(None, None)
+
+    def _open_ledger(self) -> Ledger:
+        """Return a ledger for this kind of file."""
+        kind, codec = self._container.format.name, self._stream.codec_context.name
+        hidden = codec in HIDDEN or (kind == "avi" and codec in UNTIMED)
+        # Frames of a camera don't wait to see whether an earlier one still comes.
+        one_each = not hidden and self._layout is not None
+        return Ledger(one_each, self._step(), kind in FIELDS)
+
+    def _step(self) -> float | None:
+        """Return how long a frame is shown, in the stream's unit, on average."""
+        unit = float(self._stream.time_base or 0)
+        return 1 / (self.fps * unit) if self.fps and unit else None
 
     def _packets(self) -> Iterator[Any]:
         """Give the packets of the stream, one None for each stretch that can't be read."""
@@ -161,9 +222,9 @@ class Decoder(Iterator[Picture]):
                     yield None
 
     def _decode(self, packet: Any) -> tuple[list[VideoFrame], bool]:
-        """Return the frames that a packet completes, and whether it was sound."""
+        """Return the frames that a packet completes, and whether it took that."""
         try:
-            return packet.decode(), not packet.is_corrupt
+            return packet.decode(), True
         except self._error:
             return [], False
 
@@ -191,7 +252,7 @@ def open_file(file: BinaryIO, name: str) -> Decoder:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{name} is not a video, or cut off ({reason}); {READABLE}") from None
     try:
-        return Decoder(container, name)
+        return Decoder(container, name, file)
     except BaseException:
         container.close()
         raise

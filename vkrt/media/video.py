@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import numpy as np
 
 from vkrt.errors import VideoError
+from vkrt.media.animation import WebpFrames, is_webp
 from vkrt.media.array_frames import ArrayFrames
 from vkrt.media.decoder import Decoder, load_av
 from vkrt.media.frame_sources import IteratorFrames, SequenceFrames, list_pictures
@@ -45,11 +46,12 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
 
     Args:
         source: a folder of pictures (in natural order: 2.jpg before 10.jpg), a file that PyAV
-            decodes (MP4, MKV, WebM, AVI, GIF and more), its bytes, or an open one; an array or
-            tensor (T, H, W, 3), also with 1 or 4 channels, with the channels before the height, or
-            grey (T, H, W), of the dtypes of read_image; a list or any iterator of photos; or
-            Frames, returned as they are. Floats are in 0..1 if those of the whole array are, or of
-            a list's or iterator's first frame that is not all black; else in 0..255.
+            decodes (MP4, MKV, WebM, AVI, GIF, APNG and more), an animated WebP, the bytes of such,
+            or an open one; an array or tensor (T, H, W, 3), also with 1 or 4 channels, with the
+            channels before the height, or grey (T, H, W), of the dtypes of read_image; a list or
+            any iterator of photos; or Frames, returned as they are. Floats are in 0..1 if those of
+            the whole array are, or of a list's or iterator's first frame that is not all black;
+            else in 0..255.
         cache: how many frames to hold, for going backwards and for frames asked for again.
         on_error: what a damaged frame does: "raise" an error that names it, or "skip", which
             repeats the frame before it and warns once.
@@ -67,10 +69,10 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
     if isinstance(source, str | os.PathLike):
         return open_path(Path(source), cache, on_error)
     if isinstance(source, bytes | bytearray | memoryview):
-        return FileFrames(io.BytesIO(source), "the video", cache, on_error, owned=True)
+        return open_stream(io.BytesIO(source), "the video", cache, on_error, owned=True)
     if hasattr(source, "read") and hasattr(source, "seek"):
         file = cast(BinaryIO, source)
-        return FileFrames(file, str(getattr(file, "name", "the video")), cache, on_error)
+        return open_stream(file, str(getattr(file, "name", "the video")), cache, on_error)
     if isinstance(source, Sequence):
         return SequenceFrames(cast(Sequence[Photo], source), "the list", cache, on_error)
     if isinstance(source, Iterable):
@@ -97,10 +99,21 @@ def open_path(path: Path, cache: int, on_error: OnError) -> Frames:
     except OSError as error:
         raise VideoError(f"{path} can't be opened ({error.strerror}); check its rights") from None
     try:
-        return FileFrames(file, str(path), cache, on_error, owned=True)
+        return open_stream(file, str(path), cache, on_error, owned=True)
     except BaseException:
         file.close()
         raise
+
+
+def open_stream(
+    file: BinaryIO, name: str, cache: int, on_error: OnError, owned: bool = False
+) -> Frames:
+    """Return the frames of an open file."""
+    try:
+        kind = WebpFrames if is_webp(file) else FileFrames
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{name} can't be read ({error}); give a file that can go back") from None
+    return kind(file, name, cache, on_error, owned)
 
 
 def open_camera(

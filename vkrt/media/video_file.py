@@ -165,12 +165,12 @@ class FileFrames(Frames):
         """Note the end of the file, and warn if it comes early."""
         if self._count is None:
             self._count = len(self._times)
-            if self._count > 1 and self._ordered:
-                first, last = self._times[0], self._times[-1]
-                self._fps = self._decoder.average(self._count, first, last)
-                short = self._decoder.shortfall(last)
-                if short is not None:
-                    self._warn(f"{self.name} {short}; it may be cut off: get the whole file again")
+            times = self._times if self._ordered and self._count else None
+            if times is not None and self._count > 1:
+                self._fps = self._decoder.average(times)
+            short = self._decoder.shortfall(None if times is None else times[-1])
+            if short is not None:
+                self._warn(f"{self.name} {short}; it may be cut off: get the whole file again")
 
     def _release(self) -> None:
         self._decoder.close()
