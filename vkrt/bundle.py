@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vkrt.errors import CheckpointError, OutputError
-from vkrt.manifest import GET_AGAIN, MANIFEST, Header, digest_of, read_manifest
-from vkrt.onnx_file import external_files
+from vkrt.graph_ports import check_ports
+from vkrt.manifest import GET_AGAIN, MANIFEST, Header, Manifest, read_manifest
+from vkrt.onnx_file import Graph, OnnxFile
+from vkrt.operators import check_operators
 from vkrt.stage import Stage
 from vkrt.steps import CutFile, Piece
 from vkrt.temporary import TemporaryFolder, claim, explained, keep_beside, replace_folder
+from vkrt.verified import Verified, check_unchanged, verify
+from vkrt.weights.safety_limits import shown
 
 __all__ = ["Bundle", "building", "is_bundle", "read_bundle"]
 
@@ -57,18 +62,21 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle and verify all of it, before any of it runs.
 
     Raises:
-        CheckpointError: a file is missing, changed or outside the folder, an .onnx file refers to
-            one that the manifest does not list, or the manifest is damaged or of a newer schema.
+        CheckpointError: a file is missing, changed or outside the folder; an .onnx file refers to
+            one that the manifest does not list, has an operator that no export of vkrt writes, may
+            be read otherwise by a runtime, or has other inputs and outputs than the ports of its
+            stage; or the manifest is damaged or of a newer schema.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    for name, (size, digest) in manifest.files.items():
-        check_file(folder, name, size, digest)
-    for stage in manifest.stages.values():
-        for file in graph_files(stage):
-            check_references(file, manifest.files)
+    graphs = {file.name for stage in manifest.stages.values() for file in graph_files(stage)}
+    found = {
+        name: verify(folder, name, size, digest, name in graphs)
+        for name, (size, digest) in manifest.files.items()
+    }
+    stages = {name: checked(folder, s, manifest, found) for name, s in manifest.stages.items()}
     sizes = {name: size for name, (size, _) in manifest.files.items()}
-    return Bundle(folder, manifest.header, Stages(folder, manifest.stages), sizes)
+    return Bundle(folder, manifest.header, Stages(folder, stages), sizes)
 
 
 def graph_files(stage: Stage) -> list[Path]:
@@ -79,31 +87,48 @@ def graph_files(stage: Stage) -> list[Path]:
     return [stage.module.path, *pieces]
 
 
-def check_file(folder: Path, name: str, size: int, digest: str) -> None:
-    """Refuse a file that is not what the manifest says."""
-    path = folder / name
+def checked(folder: Path, stage: Stage, manifest: Manifest, found: Mapping[str, Verified]) -> Stage:
+    """Return a stage that knows its files again, once its graphs are found to be sound."""
+    graphs: dict[Path, Graph] = {}
+    names: set[str] = set()
+    for path in graph_files(stage):
+        if path in graphs:
+            continue
+        onnx = found[path.name].onnx
+        assert onnx is not None, "it was parsed"
+        check_references(path, onnx, manifest)
+        graphs[path] = onnx.graph
+        names |= {path.name} | {each.location for each in onnx.external}
+        try:
+            check_operators(onnx)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is refused: {error}; get it from a source you trust"
+            ) from None
     try:
-        real = path.resolve(strict=True)
-        inside = real.parent == folder.resolve() and real.is_file()
-        same = inside and real.stat().st_size == size and digest_of(real) == digest
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} lacks {name}: {GET_AGAIN}") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read ({error}): {GET_AGAIN}") from None
-    if not inside:
-        raise CheckpointError(f"{path} is a link out of its folder or no file: {GET_AGAIN}")
-    if not same:
-        raise CheckpointError(f"{path} was changed since the export: {GET_AGAIN}")
-
-
-def check_references(path: Path, files: Collection[str]) -> None:
-    """Refuse an .onnx file that keeps tensors in a file whose digest was not verified."""
-    strays = sorted(external_files(path) - set(files))
-    if strays:
+        check_ports(stage, graphs)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} keeps data in {strays[0]!r:.200}, which is no file of the bundle: "
-            "get it from a source you trust"
-        )
+            f"stage {shown(stage.name, 60)} of {folder} does not fit its graph ({error}): "
+            f"{GET_AGAIN}"
+        ) from None
+    stamps = {name: found[name].stamp for name in sorted(names)}
+    return replace(stage, check=partial(check_unchanged, folder, stamps))
+
+
+def check_references(path: Path, onnx: OnnxFile, manifest: Manifest) -> None:
+    """Refuse an .onnx file that keeps tensors in a file whose digest was not verified."""
+    for each in sorted(onnx.external, key=lambda each: each.location):
+        size, _ = manifest.files.get(each.location, (None, ""))
+        if size is None or each.location == path.name:
+            raise CheckpointError(
+                f"{path} keeps data in {each.location!r:.200}, which is no file of the bundle: "
+                "get it from a source you trust"
+            )
+        if each.offset + each.length > size:
+            raise CheckpointError(
+                f"{path} keeps data beyond the end of {each.location}: {GET_AGAIN}"
+            )
 
 
 @contextmanager

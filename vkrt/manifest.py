@@ -6,12 +6,22 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from vkrt.errors import CheckpointError
 from vkrt.stage import Port, Stage
 from vkrt.steps import Attention, CutFile, Piece, Step, check_steps
+from vkrt.weights.safety_limits import (
+    MAX_BUNDLE_FILES,
+    MAX_DIMENSIONS,
+    MAX_MANIFEST_BYTES,
+    MAX_PORT_ELEMENTS,
+    MAX_PORTS,
+    MAX_STAGES,
+    MAX_STEPS,
+)
 
 __all__ = [
     "GET_AGAIN",
@@ -32,8 +42,6 @@ SCHEMA = 1
 # The families of models; bundles that were written before there was a second one do not say.
 SAM2, SD35 = "sam2", "sd35"
 MANIFEST = "manifest.json"
-# A stage takes some kilobytes of it.
-MAX_MANIFEST_BYTES = 1024**2
 CHUNK = 1024**2
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
@@ -104,11 +112,13 @@ def read_manifest(folder: Path) -> Manifest:
     if schema != SCHEMA:
         raise CheckpointError(f"{path} has an unknown schema: {GET_AGAIN}")
     try:
-        files = {plain_name(name): parse_file(entry) for name, entry in content["files"].items()}
+        entries = at_most(MAX_BUNDLE_FILES, content["files"], "files")
+        files = {plain_name(name): parse_file(entry) for name, entry in entries.items()}
+        stages = at_most(MAX_STAGES, content["stages"], "stages")
         return Manifest(
             header=parse_header(content),
             files=files,
-            stages={n: parse_stage(folder, n, e, files) for n, e in content["stages"].items()},
+            stages={n: parse_stage(folder, n, e, files) for n, e in stages.items()},
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -158,9 +168,10 @@ def parse_file(entry: Any) -> tuple[int, str]:
 def parse_stage(folder: Path, name: str, entry: Any, files: Collection[str]) -> Stage:
     """Return a stage whose module is the path of its file, one of `files`."""
     path = parse_path(folder, entry["file"], files)
-    inputs = tuple(map(parse_port, entry["inputs"]))
-    outputs = tuple(map(parse_port, entry["outputs"]))
-    steps = tuple(parse_step(folder, step, files) for step in entry.get("steps", ()))
+    inputs = tuple(map(parse_port, at_most(MAX_PORTS, entry["inputs"], "inputs")))
+    outputs = tuple(map(parse_port, at_most(MAX_PORTS, entry["outputs"], "outputs")))
+    found = at_most(MAX_STEPS, entry.get("steps", ()), "steps")
+    steps = tuple(parse_step(folder, step, files) for step in found)
     if steps:
         check_steps(steps, [port.name for port in inputs], [port.name for port in outputs])
     return Stage(name, CutFile(path, steps) if steps else path, inputs, outputs)
@@ -190,13 +201,25 @@ def parse_port(entry: Any) -> Port:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r}")
     shape = tuple(size if isinstance(size, str) else expect(size, int) for size in entry["shape"])
-    if any(isinstance(size, int) and size < 0 for size in shape):
+    fixed = [size for size in shape if isinstance(size, int)]
+    if min(fixed, default=0) < 0 or prod(fixed) > MAX_PORT_ELEMENTS or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"shape {shape}")
     bounds = None
     if entry["bounds"] is not None:
         low, high = map(float, entry["bounds"])
         bounds = (low, high)
     return Port(expect(entry["name"], str), shape, entry["dtype"], bounds, bool(entry["exact"]))
+
+
+def at_most(most: int, values: Any, what: str) -> Any:
+    """Return values if there are not too many.
+
+    Raises:
+        ValueError: there are.
+    """
+    if len(values) > most:
+        raise ValueError(f"{len(values)} {what}, {most} at most")
+    return values
 
 
 def expect(value: Any, kind: type) -> Any:

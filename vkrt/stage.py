@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Port", "Program", "Stage", "bind", "shape_of"]
@@ -11,6 +11,10 @@ __all__ = ["Port", "Program", "Stage", "bind", "shape_of"]
 # Takes one array per input port, in their order; gives a tuple of one array per output port.
 # What it returns stays valid after its next call.
 Program = Callable[..., tuple[Any, ...]]
+
+
+def nothing_to_check() -> None:
+    """Pass: the stage has no files that were verified."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ class Stage:
             returns a tuple; the path of an .onnx file where the stage comes from a bundle, whose
             inputs and outputs have the ports' names; None where nothing has to compute it.
         inputs, outputs: its ports, in order.
+        check: raises a CheckpointError if its files are no longer those that were verified; to be
+            called once a runtime has read them.
     """
 
     name: str
     module: Any
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    check: Callable[[], None] = field(default=nothing_to_check, compare=False, repr=False)
 
     @property
     def symbols(self) -> tuple[str, ...]:

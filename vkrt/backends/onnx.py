@@ -66,10 +66,14 @@ class OnnxBackend(HostBackend["OnnxProgram | CutProgram"]):
 
         Raises:
             BackendError: ONNX Runtime can't run it, or its inputs and outputs are not the ports.
+            CheckpointError: its files changed since they were verified.
         """
         if self.device == "cpu" and runs_cut(stage):
-            return self._keep(CutProgram(stage, self._open_piece, self._threads))
+            program = CutProgram(stage, self._open_piece, self._threads)
+            stage.check()
+            return self._keep(program)
         session = self._open(Path(stage.module), fixed=not stage.symbols)
+        stage.check()
         check_ports(stage, session)
         return self._keep(OnnxProgram(session, stage))
 

@@ -50,10 +50,14 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
 
         Raises:
             BackendError: OpenVINO can't run it, or its inputs and outputs are not the ports.
+            CheckpointError: its files changed since they were verified.
         """
         if runs_cut(stage):
-            return self._keep(CutProgram(stage, self._open_piece, self._threads))
+            program = CutProgram(stage, self._open_piece, self._threads)
+            stage.check()
+            return self._keep(program)
         compiled = self._compile(Path(stage.module))
+        stage.check()
         check_ports(stage, compiled)
         return self._keep(OpenVinoProgram(compiled, stage))
 

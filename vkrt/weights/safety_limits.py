@@ -1,15 +1,34 @@
-"""Bounds on what a weights file may claim, and how its names are shown in messages."""
+"""Bounds on what a file may claim, and how its names are shown in messages.
+
+Each is several times what the largest model of vkrt's catalog needs. A file beyond one of them is
+refused before it takes more memory or time than its own size explains.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 __all__ = [
+    "MAX_BUNDLE_FILES",
+    "MAX_DIMENSIONS",
+    "MAX_EMBEDDING_BYTES",
+    "MAX_GRAPH_DEPTH",
+    "MAX_GRAPH_FIELDS",
+    "MAX_GROWTH",
     "MAX_HEADER_BYTES",
     "MAX_INDEX_BYTES",
+    "MAX_JSON_DEPTH",
+    "MAX_MANIFEST_BYTES",
     "MAX_MEGAPIXELS",
     "MAX_PHOTO_BYTES",
+    "MAX_PORTS",
+    "MAX_PORT_ELEMENTS",
+    "MAX_STAGES",
+    "MAX_STEPS",
     "MAX_TENSORS",
+    "MAX_TOKENIZER_BYTES",
+    "MAX_VOCABULARY",
+    "MAX_WINDOW",
     "MOST_MEGAPIXELS",
     "listed",
     "shown",
@@ -30,6 +49,37 @@ MAX_MEGAPIXELS = 100
 MOST_MEGAPIXELS = 1000
 # Of a photo that is read from a stream that can't go back, and so has to be held.
 MAX_PHOTO_BYTES = 1024**3
+
+# A stage takes some kilobytes of a bundle's manifest.
+MAX_MANIFEST_BYTES = 1024**2
+MAX_BUNDLE_FILES = 1024
+MAX_STAGES = 64
+MAX_PORTS = 64
+# Two for each layer of the largest transformer are 76.
+MAX_STEPS = 512
+# Of one port with every symbol at 1: a picture of 4096x4096 has 50 million.
+MAX_PORT_ELEMENTS = 2**28
+MAX_DIMENSIONS = 8
+
+# Fields of protobuf in an .onnx file; the largest stage has some 60,000.
+MAX_GRAPH_FIELDS = 500_000
+# Graphs lie in attributes of nodes in graphs; ours are flat.
+MAX_GRAPH_DEPTH = 64
+# By how much an operator with a stated shape may enlarge what it is given.
+MAX_GROWTH = 2**26
+# Pads, strides and the size of a kernel.
+MAX_WINDOW = 2**12
+
+# The largest are T5's tokenizer.json, 2.4 MB, and CLIP's, 3.6 MB; parsed they take 50 times that.
+MAX_TOKENIZER_BYTES = 16 * 1024**2
+# CLIP has 49,408 tokens, T5 32,128.
+MAX_VOCABULARY = 300_000
+# Of any JSON file: ours go five levels deep.
+MAX_JSON_DEPTH = 64
+
+# Of sam2.1-large: 1024 / 16 squared places of 256 channels, and two maps of 4 and 16 times these
+# with an eighth and a quarter of the channels: 25 MB of float32; larger inputs take more.
+MAX_EMBEDDING_BYTES = 2 * 1024**3
 
 MAX_SHOWN = 5
 
