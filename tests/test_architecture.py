@@ -26,6 +26,7 @@ PLAIN = {
     "models.sd35.layout",
     "temporary",
     "weights.safety_limits",
+    "limited",
 }
 BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "models", "weights"}
 
@@ -53,7 +54,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
     "kernels.host_attention.tensors": {"kernels.host_attention"},
-    "media": {"arguments", "errors", "_native", "protobuf", "temporary", "weights.safety_limits"},
+    "media": {
+        "arguments",
+        "errors",
+        "_native",
+        "limited",
+        "protobuf",
+        "temporary",
+        "weights.safety_limits",
+    },
     "models": {
         "kernels",
         "stage",
@@ -63,13 +72,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models.sd35.layout",
     },
     "memory": {"arguments", "errors", "stage", "models.sd35.config", "models.sd35.layout"},
+    "limited": {"weights.safety_limits"},
     "protobuf": set(),
     "onnx_file": {"errors", "protobuf", "weights.safety_limits"},
     "operators": {"onnx_file", "weights.safety_limits"},
     "graph_ports": {"onnx_file", "stage", "steps"},
     "verified": {"errors", "manifest", "onnx_file", "protobuf"},
     "steps": set(),
-    "manifest": {"errors", "stage", "steps", "weights.safety_limits"},
+    "manifest": {"errors", "limited", "stage", "steps", "weights.safety_limits"},
     "bundle": {
         "errors",
         "stage",
@@ -134,6 +144,7 @@ TORCH_FREE = (
     "errors",
     "export.progress",
     "kernels.host_attention",
+    "limited",
     "manifest",
     "media",
     "memory",

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any
 
 from vkrt.errors import CheckpointError
+from vkrt.limited import TooLargeError, parse_json, read_limited
 from vkrt.stage import Port, Stage
 from vkrt.steps import Attention, CutFile, Piece, Step, check_steps
 from vkrt.weights.safety_limits import (
@@ -129,22 +130,22 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of bounded size."""
-    # Not a pipe either, which reading would wait for.
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} is no bundle, it has no {path.name}: "
             "give a folder that `vkrt export` wrote"
         )
     try:
-        size = path.stat().st_size
-        content = json.loads(path.read_bytes()) if size <= MAX_MANIFEST_BYTES else None
+        content = parse_json(read_limited(path, MAX_MANIFEST_BYTES))
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise CheckpointError(f"{path} can't be read ({reason}): check its rights") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: {GET_AGAIN}") from None
-    if size > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{path} is larger than any manifest, {size} bytes: {GET_AGAIN}")
+    except TooLargeError as error:
+        raise CheckpointError(
+            f"{path} is larger than any manifest ({error}): {GET_AGAIN}"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error!s:.80}): {GET_AGAIN}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no manifest: {GET_AGAIN}")
     return content
@@ -207,6 +208,8 @@ def parse_port(entry: Any) -> Port:
     bounds = None
     if entry["bounds"] is not None:
         low, high = map(float, entry["bounds"])
+        if not isfinite(low) or not low <= high < inf:
+            raise ValueError(f"bounds from {low} to {high}")
         bounds = (low, high)
     return Port(expect(entry["name"], str), shape, entry["dtype"], bounds, bool(entry["exact"]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,7 +84,7 @@ class External:
 
 @dataclass
 class Draft:
-    """Gather the fields of a tensor: `typed` as the reader gives them, `raw` from where to where."""
+    """Gather the fields of a tensor: `raw` is from where to where, `typed` as the reader gives it."""
 
     name: str = ""
     type: int = 0
@@ -207,7 +206,7 @@ class Parser:
 
     def model(self) -> OnnxFile:
         graphs = 0
-        for number, message, _, first, last in self._fields(0, self._size, "model"):
+        for _, message, _, first, last in self._fields(0, self._size, "model"):
             if message == "graph":
                 graphs += 1
                 self._found.graph = self._graph(first, last)

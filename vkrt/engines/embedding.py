@@ -7,13 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vkrt.errors import CheckpointError
+from vkrt.limited import parse_json
 from vkrt.media.files import write_atomically
+from vkrt.media.planes import LONGEST_SIDE
+from vkrt.weights.safety_limits import MAX_EMBEDDING_BYTES, shown
 
 __all__ = ["EmbeddingHeader", "feature_maps", "read_embedding", "write_embedding"]
 
@@ -83,38 +87,74 @@ def read_embedding(
     Raises:
         CheckpointError: the file is not there, damaged, or of something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no embedding at {path}; emb.save(path) writes one")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"no embedding at {path}; emb.save(path) writes one")
+        if path.stat().st_size > MAX_EMBEDDING_BYTES:
+            raise CheckpointError(f"{path} is larger than any embedding")
         with safe_open(path, framework="numpy") as file:
             header = parse_header(path, file.metadata())
             check_origin(path, header, model, fingerprint)
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if found != shapes:
-                raise CheckpointError(f"{path} holds arrays {found}, wanted {shapes}")
-            return header, {name: file.get_tensor(name) for name in shapes}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a readable embedding file: {error}") from None
+                raise CheckpointError(
+                    f"{path} holds arrays {shown(found)}, wanted {shapes}; encode the photo again"
+                )
+            check_dtypes(path, {name: file.get_slice(name).get_dtype() for name in shapes})
+            arrays = {name: file.get_tensor(name) for name in shapes}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable embedding file: {shown(error)}; encode the photo again"
+        ) from None
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise CheckpointError(f"{path} has values that are no numbers; encode the photo again")
+    return header, arrays
+
+
+def check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
+    """Refuse arrays of another type than `write_embedding` writes."""
+    wrong = sorted(name for name, dtype in dtypes.items() if dtype != "F32")
+    if wrong:
+        raise CheckpointError(
+            f"{path} holds {wrong[0]} as {dtypes[wrong[0]]}, wanted F32; encode the photo again"
+        )
 
 
 def parse_header(path: Path, metadata: dict[str, str] | None) -> EmbeddingHeader:
     """Return the header that the metadata hold."""
     try:
-        fields = json.loads((metadata or {})["vkrt"])
+        fields = parse_json((metadata or {})["vkrt"])
         schema = fields.pop("schema")
-        height, width = fields.pop("size")
-        header = EmbeddingHeader(size=(int(height), int(width)), **fields)
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is not an embedding that emb.save(path) wrote") from None
+        header = EmbeddingHeader(size=read_size(fields.pop("size")), **fields)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path} is not an embedding that emb.save(path) wrote; encode the photo again"
+        ) from None
     if schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+        raise CheckpointError(f"{path} has schema {shown(schema)}, this version reads {SCHEMA}")
+    if not all(isinstance(text, str) for text in (header.model, header.fingerprint, header.key)):
+        raise CheckpointError(f"{path} does not say what it was made of; encode the photo again")
     return header
+
+
+def read_size(size: Any) -> tuple[int, int]:
+    """Return the height and width that a header states.
+
+    Raises:
+        TypeError, ValueError: no photo has such.
+    """
+    height, width = size
+    if type(height) is not int or type(width) is not int:
+        raise TypeError
+    if min(height, width) < 1 or max(height, width) > LONGEST_SIDE or height * width >= 2**31:
+        raise ValueError
+    return height, width
 
 
 def check_origin(path: Path, header: EmbeddingHeader, model: str, fingerprint: str) -> None:
     """Refuse an embedding of another model or of other weights."""
     if header.model != model:
-        raise CheckpointError(f"{path} was made by {header.model}, but this is {model}")
+        raise CheckpointError(f"{path} was made by {shown(header.model)}, but this is {model}")
     if header.fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} was made by {model} with other weights; encode the photo again"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vkrt.errors import ImageError, VideoError
 from vkrt.media.files import write_atomically
-from vkrt.media.image import DAMAGE
+from vkrt.media.image import DAMAGE, check_size, open_header
 from vkrt.media.planes import as_masks
 
 __all__ = ["label_map", "palette", "read_labels", "write_labels"]
@@ -83,8 +83,12 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
         ImageError: it is not there, no such picture, or damaged.
     """
     try:
-        with Image.open(Path(path), formats=["PNG"]) as picture:
-            if picture.mode in ("P", "L"):
+        with (
+            Path(path).open("rb") as stream,
+            open_header(stream, str(path)) as picture,
+        ):
+            check_size(picture.height, picture.width, str(path))
+            if picture.format == "PNG" and picture.mode in ("P", "L"):
                 return np.array(picture, np.uint8)
             mode = picture.mode
     except DAMAGE as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vkrt.errors import GenerationError, ImageError
+from vkrt.limited import parse_json
 from vkrt.media.files import write_atomically
 from vkrt.media.image import Photo, open_header, read_image
 
@@ -190,8 +191,8 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{path} can't be read ({reason}); check its path") from None
     try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
+        found = parse_json(text) if isinstance(text, str) else None
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise ImageError(

@@ -96,7 +96,10 @@ class EncodedMasks(NamedTuple):
 
 def read_size(size: Any) -> tuple[int, int]:
     """Return height and width of a COCO record's size."""
-    sides = np.asarray(size)
+    try:
+        sides = np.asarray(size)
+    except ValueError:
+        sides = np.empty(0)
     if sides.shape != (2,) or sides.dtype.kind not in "iu":
         raise ImageError(f"the size of a COCO mask must be [height, width], not {size!r:.60}")
     return int(sides[0]), int(sides[1])
@@ -176,11 +179,17 @@ def decode(rles: Sequence[Rle], threads: int | None = None) -> np.ndarray:
         threads: CPU threads; None is one per core, at most 8.
 
     Raises:
-        ImageError: there are none, or they have several sizes.
+        ImageError: there are none, they have several sizes, or there is no memory for the masks.
     """
     sizes = sorted({(each.height, each.width) for each in rles})
     if len(sizes) != 1:
         found = ", ".join(f"{width}x{height}" for height, width in sizes) or "none at all"
         raise ImageError(f"masks to decode must be of one size, not {found:.80}; decode each size")
     counts = [np.ascontiguousarray(each.counts) for each in rles]
-    return operations.decode_masks(counts, *sizes[0], threads or 0)
+    height, width = sizes[0]
+    try:
+        return operations.decode_masks(counts, height, width, threads or 0)
+    except MemoryError:
+        raise ImageError(
+            f"there is no memory for {len(rles)} masks of {width}x{height}; decode fewer at once"
+        ) from None

@@ -5,21 +5,33 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TypeAlias
 
 from vkrt.errors import CheckpointError
+from vkrt.limited import read_limited
+from vkrt.protobuf import DamageError, Reader, Schema, schema
+from vkrt.weights.safety_limits import (
+    MAX_TOKEN_CHARACTERS,
+    MAX_TOKENIZER_BYTES,
+    MAX_VOCABULARY,
+)
 
 __all__ = ["CONTROL", "UNKNOWN", "USER_DEFINED", "Piece", "UnigramModel", "read_unigram"]
 
 # Kinds of pieces: the last three are for what no piece covers, for no text, and never split.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 UNIGRAM = 1
-# How protobuf stores a field.
-VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
-LONGEST_VARINT = 10
+# The fields that are read, and others pass: sentencepiece_model.proto has room for more.
+MODEL = schema("1*:piece 2:trainer 3:normalizer", is_open=True)
+PIECE = schema("1:bytes 2:four 3:number", is_open=True)
+TRAINER = schema("3:number 40:number", is_open=True)
+NORMALIZER = schema("2:bytes", is_open=True)
+# A token has three; the settings of the training have some fifty.
+MAX_VOCABULARY_FIELDS = 4 * MAX_VOCABULARY + 1000
 
-Value: TypeAlias = "int | memoryview"
+Fields: TypeAlias = Iterator[tuple[int, str, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -46,94 +58,53 @@ class UnigramModel:
     charsmap: bytes
 
 
-class DamageError(ValueError):
-    """Say that bytes are no protobuf."""
+class Parser:
+    """Read one file; each method reads a message at [at, end)."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._reader = Reader(data, MAX_VOCABULARY_FIELDS)
 
-def read_varint(data: memoryview, place: int) -> tuple[int, int]:
-    """Return the whole number at a place and the place behind it."""
-    value = 0
-    for index in range(LONGEST_VARINT):
-        if place + index >= len(data):
-            break
-        byte = data[place + index]
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return value, place + index + 1
-    raise DamageError("a number has no end")
+    def model(self) -> UnigramModel:
+        pieces: list[Piece] = []
+        kind, unknown, charsmap = UNIGRAM, 0, b""
+        for number, _, _, first, last in self._reader.fields(0, len(self._data), MODEL):
+            if number == 1:
+                pieces.append(self._piece(first, last))
+            elif number == 2:
+                trained = {n: value for n, _, _, value, _ in self._fields(first, last, TRAINER)}
+                kind, unknown = trained.get(3, UNIGRAM), trained.get(40, 0)
+            elif number == 3:
+                charsmap = self._charsmap(first, last)
+        if kind != UNIGRAM:
+            raise DamageError("its vocabulary is not of the unigram kind that T5 has")
+        if len(pieces) > MAX_VOCABULARY:
+            raise DamageError(f"it has {len(pieces)} tokens, {MAX_VOCABULARY} at most are read")
+        if not unknown < len(pieces):
+            raise DamageError(f"it has {len(pieces)} tokens, not one for what is unknown")
+        return UnigramModel(tuple(pieces), unknown, charsmap)
 
+    def _fields(self, at: int, end: int, known: Schema) -> Fields:
+        return self._reader.fields(at, end, known)
 
-def read_fields(data: memoryview) -> Iterator[tuple[int, Value]]:
-    """Give the number and the value of each field of a message, in order."""
-    place = 0
-    while place < len(data):
-        key, place = read_varint(data, place)
-        if key & 7 == VARINT:
-            value, place = read_varint(data, place)
-            yield key >> 3, value
-            continue
-        sizes = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
-        if key & 7 == BYTES:
-            size, place = read_varint(data, place)
-        elif key & 7 in sizes:
-            size = sizes[key & 7]
-        else:
-            raise DamageError(f"a field has the unknown form {key & 7}")
-        if place + size > len(data):
-            raise DamageError("it is cut off")
-        yield key >> 3, data[place : place + size]
-        place += size
+    def _piece(self, at: int, end: int) -> Piece:
+        text, score, kind = "", 0.0, NORMAL
+        for number, _, _, first, last in self._fields(at, end, PIECE):
+            if number == 1:
+                text = self._reader.text(first, last)
+            elif number == 2:
+                (score,) = struct.unpack("<f", self._data[first:last])
+            elif number == 3:
+                kind = first
+        if len(text) > MAX_TOKEN_CHARACTERS or not isfinite(score):
+            raise DamageError(f"the token {text[:20]!r} is too long, or its score is no number")
+        return Piece(text, score, kind)
 
-
-def as_bytes(value: Value) -> memoryview:
-    """Return a value that must be bytes."""
-    if isinstance(value, int):
-        raise DamageError("a number is where a text should be")
-    return value
-
-
-def as_number(value: Value) -> int:
-    """Return a value that must be a whole number."""
-    if not isinstance(value, int):
-        raise DamageError("a text is where a number should be")
-    return value
-
-
-def read_piece(data: memoryview) -> Piece:
-    """Return the piece of a message."""
-    text, score, kind = "", 0.0, NORMAL
-    for number, value in read_fields(data):
-        if number == 1:
-            text = bytes(as_bytes(value)).decode("utf-8")
-        elif number == 2:
-            (score,) = struct.unpack("<f", as_bytes(value))
-        elif number == 3:
-            kind = as_number(value)
-    return Piece(text, score, kind)
-
-
-def parse(data: memoryview) -> UnigramModel:
-    """Return the model of a file's content.
-
-    Raises:
-        ValueError, struct.error: it is damaged or of another kind.
-    """
-    pieces: list[Piece] = []
-    kind, unknown, charsmap = UNIGRAM, 0, b""
-    for number, value in read_fields(data):
-        if number == 1:
-            pieces.append(read_piece(as_bytes(value)))
-        elif number == 2:
-            trained = dict(read_fields(as_bytes(value)))
-            kind = as_number(trained.get(3, UNIGRAM))
-            unknown = as_number(trained.get(40, 0))
-        elif number == 3:
-            charsmap = bytes(as_bytes(dict(read_fields(as_bytes(value))).get(2, memoryview(b""))))
-    if kind != UNIGRAM:
-        raise DamageError("its vocabulary is not of the unigram kind that T5 has")
-    if not unknown < len(pieces):
-        raise DamageError(f"it has {len(pieces)} tokens, not one for what is unknown")
-    return UnigramModel(tuple(pieces), unknown, charsmap)
+    def _charsmap(self, at: int, end: int) -> bytes:
+        for number, _, _, first, last in self._fields(at, end, NORMALIZER):
+            if number == 2:
+                return self._data[first:last]
+        return b""
 
 
 def read_unigram(path: Path) -> UnigramModel:
@@ -143,12 +114,12 @@ def read_unigram(path: Path) -> UnigramModel:
         CheckpointError: it is not there, damaged, or of another kind.
     """
     try:
-        return parse(memoryview(path.read_bytes()))
+        return Parser(read_limited(path, MAX_TOKENIZER_BYTES)).model()
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be read ({error.strerror}); give T5's spiece.model"
         ) from None
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is no sentencepiece model ({error}); give T5's spiece.model anew"
         ) from None

@@ -18,6 +18,7 @@ from vkrt.media.tokenizer_files import (
     T5_END,
     T5_PAD,
     add_special,
+    is_failure,
     locate,
     read_tokenizer,
 )
@@ -208,8 +209,7 @@ def split(tokenizer: Tokenizer, text: str) -> Encoding:
     try:
         return tokenizer.encode(text, add_special_tokens=False)
     except BaseException as error:
-        # On a damaged file the package panics, which is no Exception and has no importable class.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise CheckpointError(
             f"the tokenizer fails on {text[:SHOWN]!r} ({error!s:.100}): its file is damaged; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Iterable
@@ -10,12 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vkrt.errors import CheckpointError, GenerationError
+from vkrt.limited import parse_json, read_limited
 from vkrt.media.sentencepiece import CONTROL, UNKNOWN, USER_DEFINED, Piece, read_unigram
+from vkrt.weights.safety_limits import (
+    MAX_TEXT_GROWTH,
+    MAX_TOKEN_CHARACTERS,
+    MAX_TOKENIZER_BYTES,
+    MAX_VOCABULARY,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["CLIP_END", "CLIP_START", "T5_END", "T5_PAD", "add_special", "locate", "read_tokenizer"]
+__all__ = [
+    "CLIP_END",
+    "CLIP_START",
+    "T5_END",
+    "T5_PAD",
+    "add_special",
+    "is_failure",
+    "locate",
+    "read_tokenizer",
+]
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 T5_PAD, T5_END = "<pad>", "</s>"
@@ -31,6 +48,8 @@ KINDS = {"BPE": "clip_l", "Unigram": "t5"}
 FILES = {"clip": ("vocab.json", "tokenizer.json"), "t5": ("spiece.model", "tokenizer.json")}
 ALL_FILES = ("spiece.model", "vocab.json", "tokenizer.json")
 
+# Keys of what a rule of a tokenizer.json puts in place of a text, or in front of it.
+LENGTHENS = ("content", "prepend", "replacement")
 WORD_END = "</w>"
 # A word of CLIP: a special token, an English ending, letters, one digit, or other signs.
 CLIP_WORDS = (
@@ -134,11 +153,14 @@ def read_file(file: Path) -> Tokenizer:
         content = read_json(file)
         if not isinstance(content.get("model"), dict):
             return byte_pairs(content, file.with_name("merges.txt"))
-        tokenizer = package.Tokenizer.from_file(str(file))
+        check_growth(content)
+        tokenizer = package.Tokenizer.from_str(json.dumps(content))
     except CheckpointError:
         raise
-    except Exception as error:
+    except BaseException as error:
         # The package has no class of its own for what it raises.
+        if not is_failure(error):
+            raise
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{file} can't be read as a tokenizer ({reason:.200}); copy it anew"
@@ -155,8 +177,8 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: it can't be read, or holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_limited(file, MAX_TOKENIZER_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} can't be read as a tokenizer ({error!s:.200}); copy it anew"
         ) from None
@@ -165,9 +187,88 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def is_failure(error: BaseException) -> bool:
+    """Tell whether an error is one of the package tokenizers, not of the program around it.
+
+    On damaged files the package panics, which is no Exception and has no importable class.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def check_growth(content: dict[str, Any]) -> None:
+    """Refuse a tokenizer.json whose rules could make a text many times as long.
+
+    Raises:
+        ValueError: they could, or there are too many tokens.
+    """
+    growth = 1
+    waiting = [content.get("normalizer"), content.get("pre_tokenizer")]
+    while waiting:
+        rule = waiting.pop()
+        if isinstance(rule, list):
+            waiting += rule
+        elif isinstance(rule, dict):
+            waiting += (value for value in rule.values() if isinstance(value, dict | list))
+            growth *= growth_of(rule)
+    check_longest(growth)
+    check_vocabulary(content["model"].get("vocab"))
+    added = content.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    check_vocabulary([each.get("content") for each in tokens if isinstance(each, dict)])
+
+
+def growth_of(rule: dict[str, Any]) -> int:
+    """Return how many times as long a rule of a tokenizer.json can make a text."""
+    if rule.get("type") == "ByteLevel":
+        return 2
+    charsmap = base64.b64decode(str(rule.get("precompiled_charsmap") or ""))
+    return max(1, longest(charsmap), *(len(str(rule.get(key, ""))) for key in LENGTHENS))
+
+
+def longest(charsmap: bytes) -> int:
+    """Return the bytes of the longest text that a character is normalized to.
+
+    Behind a table with its size in front come all these texts, each with a NUL at its end.
+    """
+    behind = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+    return max(map(len, behind.split(b"\0")))
+
+
+def check_longest(growth: int) -> None:
+    """Refuse to make texts many times as long.
+
+    Raises:
+        ValueError: that is beyond MAX_TEXT_GROWTH.
+    """
+    if growth > MAX_TEXT_GROWTH:
+        raise ValueError("its rules make texts many times as long")
+
+
+def check_vocabulary(vocabulary: Any) -> None:
+    """Refuse too many tokens, and tokens that are too long.
+
+    Args:
+        vocabulary: an object with tokens as its keys, or a list of pairs with them in front.
+
+    Raises:
+        ValueError: says which it is.
+    """
+    if not isinstance(vocabulary, dict | list):
+        return
+    if len(vocabulary) > MAX_VOCABULARY:
+        raise ValueError(f"it has {len(vocabulary)} tokens, {MAX_VOCABULARY} at most are read")
+    pairs = isinstance(vocabulary, list)
+    texts = (each[0] if pairs and isinstance(each, list) and each else each for each in vocabulary)
+    if max((len(text) for text in texts if isinstance(text, str)), default=0) > (
+        MAX_TOKEN_CHARACTERS
+    ):
+        raise ValueError("it has a token that is too long")
+
+
 def byte_pairs(vocabulary: dict[str, Any], merges: Path) -> Tokenizer:
     """Return CLIP's tokenizer: lower case, one space between words, bytes merged in pairs."""
     package = load_package()
+    check_vocabulary(vocabulary)
     models, normalizers = package.models, package.normalizers
     tokenizer = package.Tokenizer(
         models.BPE(
@@ -197,8 +298,8 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
         CheckpointError: it is not there, or damaged.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_limited(file, MAX_TOKENIZER_BYTES).decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} can't be read ({error}); CLIP needs it beside vocab.json"
         ) from None
@@ -206,6 +307,8 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     wrong = next((pair for pair in pairs if len(pair) not in (0, 2)), None)
     if wrong is not None:
         raise CheckpointError(f"{file} is damaged: {wrong!r:.60} is no pair; copy it anew")
+    if len(pairs) > MAX_VOCABULARY:
+        raise CheckpointError(f"{file} has {len(pairs)} lines, {MAX_VOCABULARY} at most are read")
     return [(pair[0], pair[1]) for pair in pairs if pair]
 
 
@@ -220,6 +323,7 @@ def unigram(file: Path) -> Tokenizer:
     vocabulary = [(piece.text, piece.score) for piece in pieces]
     tokenizer = package.Tokenizer(package.models.Unigram(vocabulary, model.unknown, False))
     if model.charsmap:
+        check_longest(longest(model.charsmap))
         tokenizer.normalizer = package.normalizers.Precompiled(model.charsmap)
     split = package.pre_tokenizers
     tokenizer.pre_tokenizer = split.Sequence(

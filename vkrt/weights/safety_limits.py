@@ -26,7 +26,9 @@ __all__ = [
     "MAX_STAGES",
     "MAX_STEPS",
     "MAX_TENSORS",
+    "MAX_TEXT_GROWTH",
     "MAX_TOKENIZER_BYTES",
+    "MAX_TOKEN_CHARACTERS",
     "MAX_VOCABULARY",
     "MAX_WINDOW",
     "MOST_MEGAPIXELS",
@@ -74,6 +76,10 @@ MAX_WINDOW = 2**12
 MAX_TOKENIZER_BYTES = 16 * 1024**2
 # CLIP has 49,408 tokens, T5 32,128.
 MAX_VOCABULARY = 300_000
+# T5's longest has 16, CLIP's less than 200.
+MAX_TOKEN_CHARACTERS = 1024
+# How many times as long a tokenizer's normalization may make a text.
+MAX_TEXT_GROWTH = 64
 # Of any JSON file: ours go five levels deep.
 MAX_JSON_DEPTH = 64
 
