@@ -2,6 +2,7 @@
 PYTHON ?= python3
 OUT ?= out/demo
 TRAIN_OUT ?= out/train
+FUZZ_INPUTS ?= 1000000
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
@@ -14,7 +15,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types bench quality train bundle \
+.PHONY: help install demo test test-all fuzz lint format types bench quality train bundle \
 	wheel-check clean
 
 help:  ## Show this list
@@ -30,6 +31,9 @@ test: lint  ## Lint, check types and run the quick tests
 
 test-all: lint  ## Lint, check types and run every test
 	$(BIN)/pytest
+
+fuzz: $(VENV)/.installed  ## Give every parser a million damaged inputs (FUZZ_INPUTS), some hours
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/pytest tests/fuzz
 
 lint: $(VENV)/.installed  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -24,7 +24,8 @@ from toys import HEADER, edit, graph_model, product_stage, reseal, write_toy
 from vkrt.bundle import building, is_bundle, read_bundle
 from vkrt.errors import CheckpointError, OutputError
 from vkrt.manifest import MANIFEST, MAX_MANIFEST_BYTES, write_manifest
-from vkrt.onnx_file import OnnxFile, read_onnx
+from vkrt.onnx_file import read_onnx
+from vkrt.onnx_graph import OnnxFile
 from vkrt.stage import Port
 
 
@@ -208,6 +209,34 @@ CHANGES = {
         lambda c: c["stages"]["product"]["inputs"][0].update(bounds=[10**400, 1]),
         "not one that",
     ),
+    "bounds that are none": (
+        lambda c: c["stages"]["product"]["inputs"][0].update(bounds=[1, 0]),
+        "bounds from 1.0 to 0.0",
+    ),
+    "a port of terabytes": (
+        lambda c: c["stages"]["product"]["inputs"][0].update(shape=[2**20, 2**20]),
+        "shape (1048576, 1048576)",
+    ),
+    "too many axes": (
+        lambda c: c["stages"]["product"]["inputs"][0].update(shape=[1] * 9),
+        "shape (1, 1",
+    ),
+    "too many inputs": (
+        lambda c: c["stages"]["product"].update(inputs=c["stages"]["product"]["inputs"] * 65),
+        "65 inputs, 64 at most",
+    ),
+    "too many files": (
+        lambda c: c["files"].update({f"f{i}": c["files"]["product.onnx"] for i in range(1024)}),
+        "1025 files, 1024 at most",
+    ),
+    "too many stages": (
+        lambda c: c["stages"].update({f"s{i}": c["stages"]["product"] for i in range(64)}),
+        "65 stages, 64 at most",
+    ),
+    "too many steps": (
+        lambda c: c["stages"]["product"].update(steps=[{}] * 513),
+        "513 steps, 512 at most",
+    ),
     "no model": (lambda c: c.pop("model"), "no 'model'"),
     "a size of text": (set_at("64", "image_size"), "not one that"),
     "preprocessing of text": (set_at("x", "preprocessing"), "not one that"),
@@ -232,6 +261,8 @@ def test_a_changed_manifest(folder: Path, case: str) -> None:
         (b"7", "no manifest"),
         (b"\xff\xfe{}", "damaged"),
         (b"[" * 200_000, "damaged"),
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
+        (b'{"a": NaN}', "NaN is no number"),
         (b'{"schema": ' + b"9" * 10_000 + b"}", "damaged"),
         (b" " * (MAX_MANIFEST_BYTES + 1), "larger than any manifest"),
     ],
@@ -328,6 +359,54 @@ def test_a_node_that_loads_files_itself(folder: Path) -> None:
     (folder / "product.onnx").write_bytes(graph_model([node], []).SerializeToString())
     reseal(folder)
     refused(folder, "EPContext")
+
+
+def test_data_beyond_the_end_of_a_file(folder: Path) -> None:
+    (folder / "product.onnx").write_bytes(of_initializer("w.data").SerializeToString())
+    (folder / "w.data").write_bytes(bytes(47))
+    edit(folder, set_at({}, "files", "w.data"))
+    reseal(folder)
+    refused(folder, "keeps data beyond the end of w.data")
+
+
+@pytest.mark.parametrize(
+    "operator", ["Loop", "Scan", "RandomNormal", "SequenceAt", "StringNormalizer", "Optional"]
+)
+@pytest.mark.parametrize("domain", ["", "own.ops"])
+def test_an_operator_that_no_export_writes(folder: Path, operator: str, domain: str) -> None:
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    (folder / "product.onnx").write_bytes(graph_model([node], []).SerializeToString())
+    reseal(folder)
+    refused(folder, f"its operator {domain}{'.' * bool(domain)}{operator} is none")
+
+
+def test_a_known_operator_of_another_domain(folder: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "x"], ["y"], domain="own.ops")
+    (folder / "product.onnx").write_bytes(graph_model([node], []).SerializeToString())
+    reseal(folder)
+    refused(folder, "its operator own.ops.MatMul is none")
+
+
+def test_a_graph_in_a_graph(folder: Path) -> None:
+    inner = helper.make_graph([], "g", [], [])
+    node = helper.make_node("Add", ["x", "x"], ["y"], body=inner)
+    (folder / "product.onnx").write_bytes(graph_model([node], []).SerializeToString())
+    reseal(folder)
+    refused(folder, "its operator Add is none")
+
+
+def test_files_that_change_after_they_were_read(folder: Path) -> None:
+    stage = read_bundle(folder).stages["product"]
+    stage.check()
+    path = folder / "product.onnx"
+    content = path.read_bytes()
+    (folder / "other").write_bytes(content)
+    os.replace(folder / "other", path)
+    with pytest.raises(CheckpointError, match=r"product\.onnx was changed or replaced"):
+        stage.check()
+    path.unlink()
+    with pytest.raises(CheckpointError, match="load it again"):
+        stage.check()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x3a\xff", b"\x3b", b"\xff" * 20, b"\x3a\x05\x2a\x7f"])

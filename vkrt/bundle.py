@@ -12,7 +12,7 @@ from pathlib import Path
 from vkrt.errors import CheckpointError, OutputError
 from vkrt.graph_ports import check_ports
 from vkrt.manifest import GET_AGAIN, MANIFEST, Header, Manifest, read_manifest
-from vkrt.onnx_file import Graph, OnnxFile
+from vkrt.onnx_graph import Graph, OnnxFile
 from vkrt.operators import check_operators
 from vkrt.stage import Stage
 from vkrt.steps import CutFile, Piece

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from vkrt.onnx_file import Graph, GraphPort
+from vkrt.onnx_graph import Graph, GraphPort
 from vkrt.stage import Port, Stage
 from vkrt.steps import Attention, CutFile, Piece
 
@@ -93,7 +93,7 @@ def check_pieces(stage: Stage, graphs: Mapping[Path, Graph]) -> None:
         else:
             held[step.outputs[0]] = attended(step, held)
     for port in stage.outputs:
-        match(port.name, (port.dtype, port.shape), held[port.name])
+        match(port.name, held[port.name], (port.dtype, port.shape))
 
 
 def check_piece(piece: Piece, graph: Graph, held: dict[str, Array]) -> None:

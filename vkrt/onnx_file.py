@@ -10,19 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from vkrt.errors import CheckpointError
+from vkrt.onnx_graph import External, Graph, GraphPort, Node, OnnxFile, Tensor
 from vkrt.protobuf import BYTES, DamageError, Data, Reader, schema
 from vkrt.weights.safety_limits import MAX_DIMENSIONS, MAX_GRAPH_DEPTH, MAX_GRAPH_FIELDS, shown
 
-__all__ = [
-    "External",
-    "Graph",
-    "GraphPort",
-    "Node",
-    "OnnxFile",
-    "Tensor",
-    "parse_onnx",
-    "read_onnx",
-]
+__all__ = ["parse_onnx", "read_onnx"]
 
 T = TypeVar("T")
 
@@ -73,18 +65,9 @@ NOTES = (12, 16)
 FEW = 16
 
 
-@dataclass(frozen=True)
-class External:
-    """Say where a tensor is that an .onnx file keeps outside itself, as the file states it."""
-
-    location: str
-    offset: int
-    length: int
-
-
 @dataclass
 class Draft:
-    """Gather the fields of a tensor: `raw` is from where to where, `typed` as the reader gives it."""
+    """Gather the fields of a tensor: `raw` from where to where, `typed` as the reader gave it."""
 
     name: str = ""
     type: int = 0
@@ -93,82 +76,6 @@ class Draft:
     raw: tuple[int, int] | None = None
     entries: list[tuple[str, str]] = field(default_factory=list)
     typed: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Hold what a graph says of a constant.
-
-    Attributes:
-        name: its name, "" in an attribute.
-        dtype: numpy's name of its type.
-        shape: of it.
-        values: its content where that is a few whole numbers or floats, else None.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    values: tuple[float, ...] | None
-
-
-@dataclass(frozen=True)
-class GraphPort:
-    """Hold an input or output of a graph.
-
-    Attributes:
-        dtype: numpy's name of its type.
-        shape: a number, a symbol or None for what is not stated; None where no axis is stated.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...] | None
-
-
-@dataclass
-class Node:
-    """Hold a node of a graph.
-
-    Attributes:
-        operator: its kind, behind its domain where that is not ONNX's own: "com.microsoft.Gelu".
-        inputs, outputs: names; "" stands for none.
-        numbers: attributes of whole numbers.
-        tensors: attributes of one tensor.
-        has_graphs: whether it runs graphs of its own.
-    """
-
-    operator: str = ""
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    numbers: dict[str, list[int]] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    has_graphs: bool = False
-
-
-@dataclass
-class Graph:
-    """Hold a graph: its nodes, its constants by name, and its inputs and outputs by name."""
-
-    nodes: list[Node] = field(default_factory=list)
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[str, GraphPort] = field(default_factory=dict)
-    outputs: dict[str, GraphPort] = field(default_factory=dict)
-
-
-@dataclass
-class OnnxFile:
-    """Hold what an .onnx file says.
-
-    Attributes:
-        graph: the one that runs.
-        external: where its tensors outside are, those of every graph in it.
-        extras: parts that no export of vkrt has: functions, training, sparse tensors.
-    """
-
-    graph: Graph = field(default_factory=Graph)
-    external: set[External] = field(default_factory=set)
-    extras: set[str] = field(default_factory=set)
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -275,6 +182,8 @@ class Parser:
                 self._attribute(first, last, node)
             elif number == 7:
                 domain = text(first, last)
+        if not kind:
+            raise DamageError("a node has no operator")
         if kind == FOREIGN:
             raise ValueError(f"a node {FOREIGN} loads files of its own")
         node.operator = kind if domain in ("", "ai.onnx") else f"{domain}.{kind}"

@@ -6,7 +6,7 @@ of its own (Loop, If, Scan), which may never end, none reads a file, and none ha
 
 from __future__ import annotations
 
-from vkrt.onnx_file import OnnxFile
+from vkrt.onnx_graph import OnnxFile
 from vkrt.weights.safety_limits import shown
 
 __all__ = ["ALLOWED", "check_operators"]

@@ -143,11 +143,11 @@ class Reader:
             return [first]
         found = []
         while first < last:
+            self._left -= 1
+            if self._left < 0:
+                raise DamageError("it has more numbers than any file of its kind")
             value, first = varint(self.data, first, last)
             found.append(value)
-        self._left -= len(found)
-        if self._left < 0:
-            raise DamageError("it has more numbers than any file of its kind")
         return found
 
     def text(self, first: int, last: int) -> str:

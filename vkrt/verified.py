@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from vkrt.errors import CheckpointError
 from vkrt.manifest import CHUNK, GET_AGAIN
-from vkrt.onnx_file import OnnxFile, parse_onnx
+from vkrt.onnx_file import parse_onnx
+from vkrt.onnx_graph import OnnxFile
 from vkrt.protobuf import Data
 
 __all__ = ["Stamp", "Verified", "check_unchanged", "verify"]

@@ -64,7 +64,7 @@ MAX_PORT_ELEMENTS = 2**28
 MAX_DIMENSIONS = 8
 
 # Fields of protobuf in an .onnx file; the largest stage has some 60,000.
-MAX_GRAPH_FIELDS = 500_000
+MAX_GRAPH_FIELDS = 250_000
 # Graphs lie in attributes of nodes in graphs; ours are flat.
 MAX_GRAPH_DEPTH = 64
 # By how much an operator with a stated shape may enlarge what it is given.
