@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from vkrt.errors import VkrtError
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "explain"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "SIGNALLED", "explain"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+# The number of a signal is added, as shells do.
+SIGNALLED = 128
 
 # Which extra brings a package that the base install lacks.
 EXTRAS = {
@@ -39,7 +41,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; take a smaller model, a smaller --image-size or --device cpu"
     if isinstance(error, OSError) and error.strerror:
-        return one_line(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        return one_line(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     return None
 
 

@@ -12,11 +12,13 @@ from vkrt import __version__
 from vkrt.cli.cache import clear, list_cache
 from vkrt.cli.doctor import doctor
 from vkrt.cli.export import export
-from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, explain
+from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, SIGNALLED, explain
 from vkrt.cli.generate import generate
 from vkrt.cli.models import models
 from vkrt.cli.pull import pull
 from vkrt.cli.segment import segment
+from vkrt.cli.signals import Stopped, stop_by_exception
+from vkrt.cli.streams import flush, make_writable
 from vkrt.cli.track import track
 
 __all__ = ["app", "main"]
@@ -62,16 +64,23 @@ def root(
 ) -> None:
     """Segment photos and track objects with SAM 2; make pictures with Stable Diffusion 3.5.
 
-    Exit codes: 0 done, 1 nothing can run here or fits (doctor), 2 bad input, 130 interrupted.
+    Exit codes: 0 done, 1 nothing can run here or fits (doctor), 2 bad input, 130 interrupted,
+    128 and its number stopped by another signal.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, `sys.argv` if none is given, and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    make_writable()
     try:
-        command = typer.main.get_command(app)
-        code = command.main(given or ["--help"], prog_name="vkrt", standalone_mode=False)
+        with stop_by_exception():
+            command = typer.main.get_command(app)
+            code = command.main(given or ["--help"], prog_name="vkrt", standalone_mode=False)
+            flush()
+    except Stopped as stopped:
+        print(f"vkrt: stopped by {stopped}", file=sys.stderr)
+        return SIGNALLED + stopped.signal
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

@@ -17,7 +17,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; NaN and infinity, which JSON lacks, are refused."""
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    # Where a character can't be shown, JSON's own escape of it stays JSON.
+    escape = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=escape))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *fold: int) -> None:

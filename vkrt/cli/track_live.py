@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vkrt.cli.signals import STOPS
 from vkrt.cli.track_prompts import FramePrompt
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vkrt.media.frames import Frames
 
 __all__ = ["stoppable", "track_live"]
-
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def track_live(
@@ -69,7 +68,9 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
     # Python lets only the main thread handle signals.
     handles = threading.current_thread() is threading.main_thread()
-    earlier = {each: signal.signal(each, ask) for each in STOPS} if handles else {}
+    # Under nohup a closed terminal is no reason to stop.
+    stops = (signal.SIGINT, *(s for s in STOPS if signal.getsignal(s) is not signal.SIG_IGN))
+    earlier = {each: signal.signal(each, ask) for each in stops} if handles else {}
     try:
         yield lambda: asked
     finally:
