@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vkrt.errors import BackendError
+from vkrt.errors import BackendError, OutputError
 
 __all__ = [
     "BACKENDS",
@@ -38,12 +38,30 @@ POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def cache_folder() -> Path:
-    """Return where downloads and caches go: $VKRT_CACHE, $XDG_CACHE_HOME/vkrt or ~/.cache/vkrt."""
-    own = os.environ.get("VKRT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "vkrt"
+    """Return where downloads and caches go: $VKRT_CACHE, $XDG_CACHE_HOME/vkrt or ~/.cache/vkrt.
+
+    Raises:
+        OutputError: no folder can be there; whether it can be written is not tried.
+    """
+    own = os.environ.get("VKRT_CACHE", "").strip()
+    shared = os.environ.get("XDG_CACHE_HOME", "").strip()
+    try:
+        if own:
+            folder = Path(own).expanduser()
+        elif shared:
+            folder = Path(shared).expanduser() / "vkrt"
+        else:
+            folder = Path.home() / ".cache" / "vkrt"
+        there = next((each for each in (folder, *folder.parents) if each.exists()), None)
+        reason = f"{there} is no folder" if there is not None and not there.is_dir() else ""
+    except (OSError, RuntimeError) as error:
+        folder = Path(own or shared or "~")
+        reason = getattr(error, "strerror", None) or "there is no such home folder"
+    if reason:
+        raise OutputError(
+            f"the cache can't be at {folder!s:.200} ({reason}); set VKRT_CACHE to a folder"
+        )
+    return folder
 
 
 def default_backend() -> str:

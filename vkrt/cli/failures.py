@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vkrt.cli.memory_limits import is_out_of_memory
 from vkrt.errors import VkrtError
 
 __all__ = ["BAD_INPUT", "INTERRUPTED", "SIGNALLED", "explain"]
@@ -38,7 +39,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         return f"{error.name} is not installed; run pip install 'vkrt[{extra}]'" if extra else None
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "out of memory; take a smaller model, a smaller --image-size or --device cpu"
     if isinstance(error, OSError) and error.strerror:
         return one_line(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)

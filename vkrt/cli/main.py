@@ -14,6 +14,7 @@ from vkrt.cli.doctor import doctor
 from vkrt.cli.export import export
 from vkrt.cli.failures import BAD_INPUT, INTERRUPTED, SIGNALLED, explain
 from vkrt.cli.generate import generate
+from vkrt.cli.memory_limits import check_address_space
 from vkrt.cli.models import models
 from vkrt.cli.pull import pull
 from vkrt.cli.segment import segment
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     make_writable()
     try:
+        check_address_space()
         with stop_by_exception():
             command = typer.main.get_command(app)
             code = command.main(given or ["--help"], prog_name="vkrt", standalone_mode=False)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 __all__ = ["HieraConfig", "MemoryConfig", "Sam2Config"]
 
 
+# Four times the side that SAM 2 was trained at; what a photo takes grows with its square and more.
+MAX_IMAGE_SIZE = 4096
+
+
 @dataclass(frozen=True)
 class HieraConfig:
     """Describe the Hiera trunk (https://arxiv.org/abs/2306.00989), stage by stage.
@@ -61,7 +65,7 @@ class Sam2Config:
             temporal encoding of object pointers.
         trunk: the Hiera trunk.
         memory: the memory modules.
-        image_size: side of the square input, in pixels; any multiple of 32.
+        image_size: side of the square input, in pixels; a multiple of 32, at most MAX_IMAGE_SIZE.
         hidden_dim: channels of the neck, the prompts and the mask decoder.
         decoder_heads: attention heads of the mask decoder.
         decoder_mlp_dim: width of its feed-forward part.
@@ -76,8 +80,11 @@ class Sam2Config:
     decoder_mlp_dim: int = 2048
 
     def __post_init__(self) -> None:
-        if self.image_size < 32 or self.image_size % 32:
-            raise ValueError(f"image_size must be a positive multiple of 32, not {self.image_size}")
+        if self.image_size % 32 or not 32 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size must be a multiple of 32 from 32 to {MAX_IMAGE_SIZE}, not "
+                f"{self.image_size}"
+            )
         if self.version not in ("2.0", "2.1"):
             raise ValueError(f'version must be "2.0" or "2.1", not {self.version!r}')
 
