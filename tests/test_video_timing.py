@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from reels import decode_all, number_of, numbered, write_clip
@@ -155,6 +157,32 @@ def test_fragments(tmp_path: Path) -> None:
         path = tmp_path / "clip.mp4"
         write_clip(path, numbered(COUNT), options={"movflags": flags})
         check_whole(path, range(COUNT))
+
+
+class OneWay(io.BytesIO):
+    """Be a file that can't be gone back in, as a live stream."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise OSError("can't seek")
+
+
+def test_recordings_of_live_streams(tmp_path: Path) -> None:
+    """They state neither their length nor that of their clusters."""
+    path = write_clip(tmp_path / "clip.mkv", numbered(COUNT))
+    live = OneWay()
+    with av.open(str(path)) as source, av.open(live, "w", format="matroska") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+        target.close()
+    path.write_bytes(live.getvalue())
+    assert b"\x18\x53\x80\x67\x01\xff" in path.read_bytes()[:200]
+    check_whole(path, range(COUNT))
 
 
 # --- what is cut off is still told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import BinaryIO
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from vkrt.errors import ImageError, VideoError
 from vkrt.media.frames import CACHE, Damage, Frames, OnError
 from vkrt.media.image import DAMAGE, check_size, open_header, to_rgb, turn_upright
+from vkrt.weights.safety_limits import MAX_PHOTO_BYTES
 
 __all__ = ["WebpFrames", "is_webp", "read_durations"]
 
@@ -42,6 +44,8 @@ class WebpFrames(Frames):
     ) -> None:
         super().__init__(name, cache, on_error)
         self._file, self._owned = file, owned
+        if file.seek(0, os.SEEK_END) > MAX_PHOTO_BYTES:
+            raise VideoError(f"{name} is over {MAX_PHOTO_BYTES >> 20} MiB; give it as a video file")
         durations = read_durations(file)
         try:
             self._picture: Image.Image = open_header(file, name)

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
+from vkrt.weights.safety_limits import MAX_LAYOUT_STEPS
+
 __all__ = ["Apng", "Boxes", "ByteLayout", "Flv", "Gif", "Riff", "read_at"]
 
 Kind: TypeAlias = Literal["frame", "list", "other"]
@@ -29,8 +31,6 @@ class Element(NamedTuple):
     kind: Kind
 
 
-# Elements between two packets, or after the last one: more are no sound file's.
-MOST_ELEMENTS = 100_000
 # Bytes at the end of a file in which its last mark is, whatever was put after it.
 TAIL = 64
 
@@ -52,6 +52,12 @@ class ByteLayout:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._steps = MAX_LAYOUT_STEPS
+
+    def spend(self) -> bool:
+        """Tell whether another step may be spent on this file, and count it."""
+        self._steps -= 1
+        return self._steps > 0
 
     def is_whole(self, place: int) -> bool | None:
         """Tell whether all bytes of the packet at a place are there; None if it can't be told."""
@@ -82,6 +88,8 @@ class ChainedLayout(ByteLayout):
 
         A frame that is there but did not come as a packet is one whose head is damaged.
         """
+        if after <= before:
+            return True  # packets come in the order of an index
         for element in self._after(before):
             if element is None or element.begin > after:
                 return False
@@ -89,7 +97,7 @@ class ChainedLayout(ByteLayout):
                 return True
             if element.kind == "frame":
                 return False
-        return False
+        return self._steps <= 0
 
     def is_ended(self, last: int) -> bool | None:
         """Tell whether whole elements without a frame lead from a packet to the end of the file."""
@@ -98,16 +106,13 @@ class ChainedLayout(ByteLayout):
     def _after(self, packet: int) -> Iterator[Element | None]:
         """Give the elements after a packet; None for one that is damaged or cut off."""
         size, place = self.size(), self._end_of(packet)
-        for _ in range(MOST_ELEMENTS):
-            if place == size:
-                return
+        while place != size and self.spend():
             element = None if place is None else self._element(place, packet)
             is_cut = element is not None and element.kind != "list" and element.end > size
             yield None if is_cut else element
             if element is None or is_cut:
                 return
             place = element.begin if element.kind == "list" else element.end
-        yield None
 
     def _element(self, place: int, packet: int) -> Element | None:
         """Return the element at a place, None if there is no sound one.
@@ -134,7 +139,8 @@ class Riff(ChainedLayout):
         begin, length = place + 8, int.from_bytes(head[4:], "little")
         if head[:4] in (b"RIFF", b"LIST"):
             return Element(begin + 4, begin + length, "list")
-        is_frame = length > 0 and head[:2] == read_at(self._file, packet - 8, 2)
+        is_frame = length > 0 and head[2:4] in (b"dc", b"db")
+        is_frame = is_frame and head[:2] == read_at(self._file, packet - 8, 2)
         return Element(begin, begin + length + length % 2, "frame" if is_frame else "other")
 
     def _end_of(self, packet: int) -> int | None:
@@ -144,7 +150,7 @@ class Riff(ChainedLayout):
     def is_ended(self, last: int) -> bool | None:
         """Tell whether the file is as long as its lists state; what is not filled in is unknown."""
         place, size = 0, self.size()
-        while place < size:
+        while place < size and self.spend():
             head = read_at(self._file, place, 8)
             if head[:4] != b"RIFF":
                 return True  # what follows the last list is nobody's
@@ -161,7 +167,7 @@ class Boxes(ByteLayout):
     def is_ended(self, last: int) -> bool | None:
         """Tell whether the last box is as long as it states."""
         place, size = 0, self.size()
-        for _ in range(MOST_ELEMENTS):
+        while self.spend():
             if place >= size:
                 return place == size
             head = read_at(self._file, place, 16)

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from vkrt.weights.safety_limits import MAX_AWAITED_FRAMES, MAX_LOST_FRAMES
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
@@ -18,8 +20,8 @@ REORDERED = 16
 # After damage a decoder gives pictures out of order: so many are kept to see whether one that is
 # missing still comes.
 PATIENCE = 8
-# Placeholders for one stretch that is lost: an hour and more of film.
-MOST_LOST = 100_000
+# Stretches of rising times that a decoder may have begun at once.
+MOST_PARTS = 64
 
 
 class Picture(NamedTuple):
@@ -82,6 +84,8 @@ class Part:
 
     def enter(self, time: float, sound: bool) -> None:
         """Await a picture."""
+        if len(self.awaited) >= MAX_AWAITED_FRAMES:
+            del self.awaited[next(iter(self.awaited))]
         self.awaited[time] = sound
         self.top = time if self.top is None else max(self.top, time)
 
@@ -109,6 +113,7 @@ class Ledger:
         self._parts = deque([Part()])
         self._losses: deque[Loss] = deque()
         self._given = 0  # pictures that came out of the decoder
+        self._lost = 0  # pictures that did not come to the decoder
         self._shortest = math.inf  # between two pictures in order
 
     @property
@@ -122,6 +127,8 @@ class Ledger:
         """Note the time of a packet, and whether the decoder took it."""
         if self._parts[-1].is_over(time, is_key):
             self._parts.append(Part())
+            if len(self._parts) > MOST_PARTS:
+                self._parts.popleft()
         self._parts[-1].enter(time, sound)
 
     def lose(self, low: int, high: int, longest: float | None = None) -> None:
@@ -212,7 +219,8 @@ class Ledger:
         step = self.step
         if last is None or step is None or not step > 0 or not self._is_loss(last, time, step):
             return []
-        count = min(round((time - last) / step), MOST_LOST)
+        count = min(round((time - last) / step), MAX_LOST_FRAMES - self._lost)
+        self._lost += max(count - 1, 0)
         slots = [last + index * (time - last) / count for index in range(1, count)]
         return [slot for slot in slots if all(abs(slot - each) > step / 2 for each in known)]
 

@@ -16,6 +16,7 @@ from vkrt.errors import GenerationError, ImageError
 from vkrt.limited import parse_json
 from vkrt.media.files import write_atomically
 from vkrt.media.image import Photo, open_header, read_image
+from vkrt.media.photo_arrays import is_array, is_nested_numbers, to_host
 
 __all__ = [
     "KEY",
@@ -65,9 +66,9 @@ def read_mask(mask: Photo, photo_size: tuple[int, int], size: tuple[int, int]) -
     """Return where a photo is to be painted anew: where its mask is white rather than black.
 
     Args:
-        mask: anything that read_image takes, of any mode; also an array (H, W) of bool, of float
-            in [0, 1], or of whole numbers that are 0 or 1. Colours count by their lightness, alpha
-            does not.
+        mask: anything that read_image takes, of any mode; also an array or tensor (H, W) of bool,
+            of float in [0, 1], or of whole numbers that are 0 or 1. Colours count by their
+            lightness, alpha does not.
         photo_size: height and width of the photo that it belongs to.
         size: height and width to give it.
 
@@ -89,6 +90,8 @@ def read_mask(mask: Photo, photo_size: tuple[int, int], size: tuple[int, int]) -
 
 def to_bytes(mask: Photo) -> Photo:
     """Return a mask whose white is 255, where it is an array that has 1 for it."""
+    if is_array(mask) or is_nested_numbers(mask):
+        mask = to_host(mask, "the mask")
     if not isinstance(mask, np.ndarray) or mask.size == 0:
         return mask
     if mask.dtype.kind not in "biuf":

@@ -15,7 +15,6 @@ PACKET = 188
 TIMED = 192
 PROGRAMS = 0  # the stream that names the programs, which begins every recording
 BATCH = 512  # packets that are read at once
-MOST_PACKETS = 1 << 16
 
 
 class TransportStream(ByteLayout):
@@ -88,12 +87,14 @@ class TransportStream(ByteLayout):
 
     def _packets(self, place: int, stride: int) -> Iterator[bytes]:
         """Give the packets from a place on."""
-        for start in range(0, MOST_PACKETS, BATCH):
-            data = read_at(self._file, place + start * stride, BATCH * stride)
+        data = b"..."
+        while data:
+            data = read_at(self._file, place, BATCH * stride)
             for offset in range(0, len(data) - PACKET + 1, stride):
+                if not self.spend():
+                    return
                 yield data[offset : offset + PACKET]
-            if len(data) < BATCH * stride:
-                return
+            place += BATCH * stride
 
 
 def stream_of(packet: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "MAX_AWAITED_FRAMES",
     "MAX_BUNDLE_FILES",
     "MAX_DIMENSIONS",
     "MAX_EMBEDDING_BYTES",
@@ -18,6 +19,8 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_INDEX_BYTES",
     "MAX_JSON_DEPTH",
+    "MAX_LAYOUT_STEPS",
+    "MAX_LOST_FRAMES",
     "MAX_MANIFEST_BYTES",
     "MAX_MEGAPIXELS",
     "MAX_PHOTO_BYTES",
@@ -51,6 +54,13 @@ MAX_MEGAPIXELS = 100
 MOST_MEGAPIXELS = 1000
 # Of a photo that is read from a stream that can't go back, and so has to be held.
 MAX_PHOTO_BYTES = 1024**3
+# Steps that are spent on a video's structure, to tell damage from what only looks like it: some
+# seconds. After that it is taken as whole.
+MAX_LAYOUT_STEPS = 1_000_000
+# Placeholders for the frames that a damaged video lost: an hour of film.
+MAX_LOST_FRAMES = 100_000
+# Packets whose frames a decoder did not give yet; it holds back a few dozen.
+MAX_AWAITED_FRAMES = 4096
 
 # A stage takes some kilobytes of a bundle's manifest.
 MAX_MANIFEST_BYTES = 1024**2
