@@ -195,7 +195,7 @@ def main(
         if not dry:
             check_columns(QUALITY, QualityRow)
         source = checkpoint or pull(catalog.find(model), offline=True)
-        sam = vkrt.load(model, source, embedding_cache_bytes=0)
+        sam = vkrt.load(model, source, embedding_cache_bytes=0, export="first")
         scores, skipped = evaluate(sam, seeds)
         if not scores["box"]:
             raise ValueError(f"none of {scenes} scenes has an object large enough: ask for more")

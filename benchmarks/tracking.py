@@ -158,7 +158,7 @@ def main(
         if not dry:
             check_columns(TRACKING, TrackingRow)
         source = checkpoint or pull(catalog.find(model), offline=True)
-        sam = vkrt.load(model, source, embedding_cache_bytes=0)
+        sam = vkrt.load(model, source, embedding_cache_bytes=0, export="first")
         judged, skipped = evaluate(sam, clips, frames)
     except (ValueError, VkrtError) as error:
         print(f"benchmarks.tracking: {error}", file=sys.stderr)
