@@ -121,8 +121,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fitness": {"backends", "bundle", "errors", "export"},
     "loading_sam2": BELOW_LOADING | {"bundle", "export", "fitness", "manifest", "meant"},
     "loading_sd35": BELOW_LOADING | {"bundle", "fitness", "manifest", "meant"},
-    "loading": {*PLAIN, "loading_sam2", "loading_sd35", "meant"},
-    "exporting": {*PLAIN, "backends", "bundle", "export", "meant"},
+    "load_arguments": {"arguments", "errors"},
+    "loading": {*PLAIN, "load_arguments", "loading_sam2", "loading_sd35", "meant"},
+    "exporting": {*PLAIN, "backends", "bundle", "export", "load_arguments", "meant"},
     "": {*PLAIN, "loading", "engines"},
     **{
         part: {*BELOW_LOADING, "bundle", "export", "exporting", "loading", "loading_sam2", ""}

@@ -117,9 +117,9 @@ def test_rows_may_be_given_one_by_one() -> None:
 
 @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf"), "5", True, None])
 def test_impossible_scales_are_refused(scale: Any) -> None:
-    with pytest.raises(GenerationError, match="guidance must be a number from 0 on"):
+    with pytest.raises(GenerationError, match="guidance must be a number from 0 to 1000"):
         Guidance(scale)
-    with pytest.raises(GenerationError, match="skip_scale must be a number from 0 on"):
+    with pytest.raises(GenerationError, match="skip_scale must be a number from 0 to 1000"):
         Guidance(4.0, LAYERS, scale)
 
 

@@ -377,11 +377,11 @@ def refused(generator: Generator, error: type[VkrtError], match: str, **settings
     ("settings", "match"),
     [
         ({"width": 72}, "multiples of 16, not 72x32: take (64|80)x32"),
-        ({"height": 0}, "height must be a whole number of pixels from 16 on, not 0"),
+        ({"height": 0}, "height must be a whole number from 16 to 1048576, not 0"),
         ({"width": 64.0}, "width must be a whole number"),
         ({"width": 208}, "208x32 is too large: .* at most 192 pixels"),
         ({"steps": 0}, "steps must be a whole number.*, not 0"),
-        ({"count": 0}, "count must be a whole number of at least 1"),
+        ({"count": 0}, "count must be a whole number from 1 to 1000"),
         ({"seed": 2**64}, "seed must be from"),
         ({"seed": 2**64 - 1, "count": 2}, "take a smaller seed"),
         ({"seed": 0.5}, "seed must be a whole number"),
@@ -392,7 +392,7 @@ def refused(generator: Generator, error: type[VkrtError], match: str, **settings
         ({"shift": 0}, "shift must be"),
         ({"sampler": "ddim"}, "sampler must be"),
         ({"profile": "sdnext"}, "profile must be"),
-        ({"t5_length": 0}, "t5_length must be 1 to 512"),
+        ({"t5_length": 0}, "t5_length must be a whole number from 1 to 512"),
         ({"skip_layers": [4]}, "skip_layers must be of 0 to 3"),
         ({"mask": drawing()}, "give image="),
     ],
@@ -415,9 +415,9 @@ def test_pictures_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"prompt": 3}, "must be text, or a list of texts, not int"),
+        ({"prompt": 3}, "prompt must be text, or a list of texts, not 3"),
         ({"prompt": []}, "no prompt"),
-        ({"prompt": ["a", None]}, "must be text, .* not NoneType"),
+        ({"prompt": ["a", None]}, "prompt 2 of 2 must be text, .* not None"),
         ({"prompt": ["a", "b"], "negative": ["a", "b", "c"]}, "2 prompts and 3 negative"),
     ],
 )

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vkrt.errors import VkrtError
 
@@ -22,6 +22,7 @@ __all__ = [
     "choice",
     "flag",
     "function",
+    "instance",
     "is_number",
     "is_whole",
     "number",
@@ -41,6 +42,7 @@ MAX_TEXT = 100_000
 SHOWN = 60
 
 Kind = type[VkrtError]
+Thing = TypeVar("Thing")
 
 
 def shown(value: Any) -> str:
@@ -115,7 +117,7 @@ def number(
     except Exception:  # beyond what a float holds, or of a foreign type
         found = None
     if found is None or not isfinite(found) or not within(found, low, high):
-        raise kind(f"{name} must be a finite number{span(low, high)}, not {shown(value)}")
+        raise kind(f"{name} must be a number{span(low, high)}, not {shown(value)}")
     return found
 
 
@@ -138,7 +140,9 @@ def choice(name: str, value: Any, choices: Sequence[str], *, kind: Kind) -> str:
         kind: it is something else.
     """
     if not isinstance(value, str) or value not in choices:
-        raise kind(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+        quoted = [f'"{each}"' for each in choices]
+        names = " or ".join(quoted) if len(quoted) < 3 else f"one of {', '.join(quoted)}"
+        raise kind(f"{name} must be {names}, not {shown(value)}")
     return value
 
 
@@ -197,3 +201,14 @@ def function(name: str, value: Any, *, kind: Kind) -> Callable[..., Any]:
         raise kind(f"{name} must be a function, not {shown(value)}")
     found: Callable[..., Any] = value
     return found
+
+
+def instance(name: str, value: Any, wanted: type[Thing], *, kind: Kind) -> Thing:
+    """Return an object of a class of vkrt.
+
+    Raises:
+        kind: it is something else.
+    """
+    if not isinstance(value, wanted):
+        raise kind(f"{name} must be a {wanted.__name__} of vkrt, not {shown(value)}")
+    return value

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vkrt import backends, catalog
+from vkrt.arguments import flag, path
 from vkrt.bundle import Bundle, check_target, read_bundle
-from vkrt.errors import BackendError
+from vkrt.errors import BackendError, ImageError, OutputError
 from vkrt.export.cache import Exportable
 from vkrt.export.model import PRECISIONS, export_pictures, export_weights
 from vkrt.export.progress import Report, ignore
+from vkrt.load_arguments import check_sources
 from vkrt.meant import Paths, understand
 from vkrt.options import Options, cache_folder, check_export_allowed
 from vkrt.temporary import claim, explained
@@ -60,6 +62,12 @@ def export_model(
         ImageError: the calibration folder has no photo, or one that can't be read.
         UnknownModelError, CheckpointError, DownloadError: as in load.
     """
+    check_sources(model, checkpoint, image_size, precision, encoders, tokenizers, control_model)
+    path("out", out, kind=OutputError)
+    if calibration is not None:
+        path("calibration", calibration, kind=ImageError)
+    for name, value in (("force", force), ("photos_only", photos_only), ("allow_loss", allow_loss)):
+        flag(name, value, kind=BackendError)
     check_export_allowed(model)
     lacking = backends.needed_to_export()
     if lacking:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vkrt.arguments import choice
 from vkrt.errors import BackendError
+from vkrt.load_arguments import check_sources, refuse_others
 from vkrt.loading_sam2 import load_segmenter
 from vkrt.meant import Paths, understand
-from vkrt.options import EMBEDDING_CACHE_BYTES, Options
+from vkrt.options import EMBEDDING_CACHE_BYTES, EXPORTS, Options
 
 __all__ = ["load"]
 
@@ -49,10 +51,13 @@ def load(
             weights alone. "int8" always runs on ONNX Runtime, with the image encoder's products in
             integers as far as masks allow, and attention in bf16 where the CPU is faster so; its
             export takes minutes, and is kept in the cache.
-        threads: CPU threads; None leaves the machine's default.
-        image_size: side of the model's square input, a multiple of 32; None is the model's own.
-        embedding_cache_bytes: bound of a Segmenter's embedding cache; 0 turns it off.
-        memory_limit: bytes that a Generator's stages may use on its device; None is no limit.
+        threads: CPU threads, up to 1024; None leaves the machine's default.
+        image_size: of a Segmenter: side of the model's square input, a multiple of 32 up to 8192;
+            None is the model's own.
+        embedding_cache_bytes: of a Segmenter: bound of its embedding cache, up to 2**50; 0 turns
+            it off.
+        memory_limit: of a Generator: bytes that its stages may use on its device, up to 2**50;
+            None is no limit.
         encoders: of a Generator whose checkpoint lacks them, the files of "clip_l", "clip_g", "t5"
             and "vae". Without T5, prompts are read by the two CLIPs alone.
         tokenizers: of a Generator: a folder that has them, or one for "clip_l" and "t5" each; None
@@ -73,11 +78,22 @@ def load(
         UnknownModelError: no such model.
         CheckpointError: the weights or the bundle are damaged or of another model.
         DownloadError: the weights are not here; says which file to fetch.
-        BackendError: the backend, device or precision is not to be had here.
+        BackendError: the backend, device or precision is not to be had here, or an argument is of
+            models of the other kind.
     """
+    check_sources(model, checkpoint, image_size, precision, encoders, tokenizers, control_model)
     settings: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+    settings["export"] = choice("export", export, EXPORTS, kind=BackendError)
+    settings["report"] = report
     meant = understand(model, checkpoint)
     if meant.makes_pictures:
+        usual = isinstance(embedding_cache_bytes, int) and (
+            embedding_cache_bytes == EMBEDDING_CACHE_BYTES
+        )
+        given = None if usual else embedding_cache_bytes
+        refuse_others(
+            "makes pictures", "segments", image_size=image_size, embedding_cache_bytes=given
+        )
         # Who segments does not wait for what makes pictures to be imported.
         from vkrt.loading_sd35 import load_generator
 
@@ -86,15 +102,17 @@ def load(
                 "a model that makes pictures is not exported while it loads: run `vkrt export`, "
                 "then load the bundle"
             )
-        options = Options(**settings, memory_limit=memory_limit, export=export)
+        options = Options(**settings, memory_limit=memory_limit)
         return load_generator(meant, options, precision, encoders, tokenizers, control_model)
+    refuse_others(
+        "segments",
+        "makes pictures",
+        memory_limit=memory_limit,
+        encoders=encoders,
+        tokenizers=tokenizers,
+        control_model=control_model,
+    )
     if not isinstance(precision, str):
         raise BackendError('a model that segments has one precision: give one, such as "fp32"')
-    options = Options(
-        **settings,
-        precision=precision,
-        embedding_cache_bytes=embedding_cache_bytes,
-        export=export,
-        report=report,
-    )
+    options = Options(**settings, precision=precision, embedding_cache_bytes=embedding_cache_bytes)
     return load_segmenter(meant, image_size, options)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vkrt.arguments import MAX_BYTES, MAX_THREADS, choice, function, path, shown, text, whole
 from vkrt.errors import BackendError, OutputError
 
 __all__ = [
@@ -34,6 +35,13 @@ EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,3})?", re.ASCII)
+# The whole numbers of Options, and what they may be.
+BOUNDS = (
+    ("threads", 1, MAX_THREADS),
+    ("embedding_cache_bytes", 0, MAX_BYTES),
+    ("memory_limit", 1, MAX_BYTES),
+)
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -127,21 +135,24 @@ def usable_cores() -> int:
     return max(1, min(bound or 1, limit))
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(amount_text: str) -> int:
     """Return the bytes of a text: "8GiB" is 8 * 1024**3, "8GB" 8 * 1000**3, "8G" is "8GiB".
 
     Raises:
         BackendError: it is no such text, or less than one byte.
     """
-    found = AMOUNT.fullmatch(text.strip())
+    told = amount_text.strip() if isinstance(amount_text, str) else ""
+    found = AMOUNT.fullmatch(told)
     amount = 0
     if found is not None:
         number, prefix, binary = found.groups()
-        decimal = not binary and text.strip().lower().endswith("b")
+        decimal = not binary and told.lower().endswith("b")
         scaled = float(number) * (1000 if decimal else 1024) ** POWERS[prefix.lower()]
         amount = int(scaled) if math.isfinite(scaled) else 0
     if amount < 1:
-        raise BackendError(f"an amount of memory is such as 8GiB or 512MiB, not {text!r:.40}")
+        raise BackendError(
+            f"an amount of memory is such as 8GiB or 512MiB, not {shown(amount_text)}"
+        )
     return amount
 
 
@@ -154,12 +165,12 @@ class Options:
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" (fp32 on a CPU, bf16 on a GPU that has it), "fp32", "bf16", "fp16" or
             "int8", which ONNX Runtime alone has.
-        threads: CPU threads for the model and the pre- and post-processing; None leaves the
-            machine's default.
-        embedding_cache_bytes: bound of the embedding cache; 0 turns it off.
+        threads: CPU threads for the model and the pre- and post-processing, from 1 to 1024; None
+            leaves the machine's default.
+        embedding_cache_bytes: bound of the embedding cache, up to 2**50; 0 turns it off.
         cache: folder of downloads and of exported bundles.
-        memory_limit: bytes that a model's weights and work may take on the device; None is what
-            the device has.
+        memory_limit: bytes that a model's weights and work may take on the device, from 1 to
+            2**50; None is what the device has.
         export: what happens to a checkpoint that could run as a bundle and has none in the cache.
             "first" exports it before the load returns. "behind" runs it with PyTorch while a
             process of low priority exports it, and goes over to the bundle between two calls.
@@ -183,16 +194,25 @@ class Options:
     report: Callable[[str, float], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("backend", self.backend, BACKENDS),
-            ("precision", self.precision, PRECISIONS),
-            ("export", self.export, EXPORTS),
-        ):
-            if value not in known:
-                raise BackendError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.threads is not None and self.threads < 1:
-            raise BackendError(f"threads must be at least 1, not {self.threads}")
-        if self.embedding_cache_bytes < 0:
-            raise BackendError("embedding_cache_bytes must not be negative")
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise BackendError(f"memory_limit must be at least 1 byte, not {self.memory_limit}")
+        choice("backend", self.backend, BACKENDS, kind=BackendError)
+        choice("precision", self.precision, PRECISIONS, kind=BackendError)
+        choice("export", self.export, EXPORTS, kind=BackendError)
+        check_device(self.device)
+        if self.report is not None:
+            function("report", self.report, kind=BackendError)
+        for name, low, high in BOUNDS:
+            value = getattr(self, name)
+            if value is not None:
+                found = whole(name, value, low, high, kind=BackendError)
+                object.__setattr__(self, name, found)
+        object.__setattr__(self, "cache", path("cache", self.cache, kind=BackendError))
+
+
+def check_device(device: str) -> None:
+    """Refuse what can't be the name of a device; which there are a backend knows.
+
+    Raises:
+        BackendError: it is not of the form of one.
+    """
+    if DEVICE.fullmatch(text("device", device, kind=BackendError)) is None:
+        raise BackendError(f"device must be auto, cpu, cuda or cuda:N, not {shown(device)}")

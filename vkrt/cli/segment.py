@@ -174,6 +174,8 @@ def timed(ms: dict[str, float], name: str) -> Iterator[None]:
 
 def write(pixels: np.ndarray, prompts: Prompts, found: dict[str, Any], targets: Targets) -> None:
     """Write the masks and the overlay that the targets name."""
+    import numpy as np
+
     from vkrt.media.masks import write_mask
     from vkrt.media.overlay import draw_overlay
 
@@ -185,7 +187,7 @@ def write(pixels: np.ndarray, prompts: Prompts, found: dict[str, Any], targets: 
     if targets.overlay is not None:
         # Of several objects the best mask each, so that a colour is an object.
         drawn = [masks[obj][places[0]] for obj, places in enumerate(order)]
-        shown = drawn if len(order) > 1 else kept
+        shown = np.stack(drawn if len(order) > 1 else kept)
         picture = draw_overlay(pixels, shown, prompts.points, prompts.labels, prompts.box)
         save_picture(targets.overlay, picture)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vkrt.engines.schedule import check_profile, is_number
+from vkrt.arguments import number
+from vkrt.engines.schedule import check_profile
 from vkrt.errors import GenerationError
 
-__all__ = ["COND", "SKIP", "UNCOND", "Guidance", "guide", "split_rows"]
+__all__ = ["COND", "LARGEST_SCALE", "SKIP", "UNCOND", "Guidance", "guide", "split_rows"]
+
+# Of guidance, and of what else is added to a velocity; useful ones are below 20.
+LARGEST_SCALE = 1000
 
 # The rows: without the prompt, with it, and with it but without some of the model's layers.
 UNCOND = "uncond"
@@ -113,6 +116,5 @@ def split_rows(rows: tuple[str, ...], velocity: np.ndarray) -> dict[str, np.ndar
 
 
 def check_scale(name: str, scale: Any) -> None:
-    """Refuse a scale that is no finite number from 0 on."""
-    if not is_number(scale) or not 0 <= scale < math.inf:
-        raise GenerationError(f"{name} must be a number from 0 on, not {scale!r:.40}")
+    """Refuse a scale that is no number from 0 on, or so large that nothing can come of it."""
+    number(name, scale, 0, LARGEST_SCALE, kind=GenerationError)

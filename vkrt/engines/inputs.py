@@ -69,7 +69,7 @@ def read_inputs(
         for wanted, side in zip((width, height), own, strict=True)
     )
     # Before the picture is resized, which has no bounds of its own.
-    check_size(config, wide, high)
+    wide, high = check_size(config, wide, high)
     latent_mask = None
     if photo is not None and mask is not None:
         latent_mask = latent_mask_of(mask, photo.shape[:2], (high, wide), config.vae.stride)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import is_whole, shown
 from vkrt.engines.schedule import check_profile
 from vkrt.errors import GenerationError
 
@@ -36,10 +37,10 @@ class NoiseStream:
         Raises:
             GenerationError: the seed is none that torch takes, from -2**63 to 2**64 - 1.
         """
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-            raise GenerationError(f"a seed must be a whole number, not {seed!r:.40}")
+        if not is_whole(seed):
+            raise GenerationError(f"a seed must be a whole number, not {shown(seed)}")
         if not SMALLEST_SEED <= seed <= LARGEST_SEED:
-            raise GenerationError(f"a seed must be from -2**63 to 2**64 - 1, not {seed}")
+            raise GenerationError(f"a seed must be from -2**63 to 2**64 - 1, not {shown(seed)}")
         self._twister = np.random.RandomState(int(seed) % 2**32)
         self._spare: float | None = None
 

@@ -7,9 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vkrt.engines.guidance import Guidance
+from vkrt.arguments import is_whole, number, shown, text, whole
+from vkrt.engines.guidance import LARGEST_SCALE, Guidance
 from vkrt.engines.noise import LARGEST_SEED, NoiseStream
-from vkrt.engines.schedule import EULER, first_step, make_schedule
+from vkrt.engines.schedule import (
+    EULER,
+    check_profile,
+    check_sampler,
+    check_shift,
+    check_steps,
+    check_strength,
+    first_step,
+    make_schedule,
+)
 from vkrt.errors import GenerationError, PromptError
 from vkrt.models.sd35.config import Sd35Config
 
@@ -18,6 +28,10 @@ __all__ = ["CONTROLLED", "Request", "check_size", "largest_side", "read_request"
 # Seeds that nobody chose: short enough to be typed again.
 RANDOM_SEEDS = 2**32
 LONGEST_T5 = 512
+# Of one call: their noise and latents are in memory together.
+MAX_PICTURES = 1000
+# Pixels along a side that a message about a size still speaks of.
+LARGEST_SIDE = 2**20
 
 
 @dataclass(frozen=True)
@@ -120,32 +134,33 @@ def read_request(
         GenerationError: a number is not possible.
     """
     own = CONTROLLED if controlled else Defaults(config.steps, config.guidance, config.sampler)
-    check_size(config, width, height)
+    width, height = check_size(config, width, height)
     prompts, negatives = read_texts(prompt, negative, count)
+    check_profile(profile)
     request = Request(
         prompts=prompts,
         negatives=negatives,
         width=width,
         height=height,
-        steps=own.steps if steps is None else steps,
+        steps=own.steps if steps is None else check_steps(steps),
         guidance=Guidance(
-            own.guidance if guidance is None else guidance,
+            own.guidance if guidance is None else read_scale("guidance", guidance),
             read_layers(config, skip_layers),
-            config.skip_scale if skip_scale is None else skip_scale,
+            config.skip_scale if skip_scale is None else read_scale("skip_scale", skip_scale),
             config.skip_from,
             config.skip_until,
             profile,
         ),
         seed=read_seed(seed, len(prompts)),
-        strength=strength,
-        sampler=own.sampler if sampler is None else sampler,
-        shift=shift,
+        strength=check_strength(strength),
+        sampler=own.sampler if sampler is None else check_sampler(sampler),
+        shift=check_shift(shift),
         profile=profile,
         t5_length=read_length(t5_length),
-        control_scale=read_scale(control_scale),
+        control_scale=read_scale("control_scale", control_scale, -LARGEST_SCALE),
     )
-    make_schedule(request.steps, shift, profile, request.sampler)
-    first_step(request.steps, strength, profile)
+    make_schedule(request.steps, request.shift, profile, request.sampler)
+    first_step(request.steps, request.strength, profile)
     return request
 
 
@@ -159,21 +174,21 @@ def smallest_side(config: Sd35Config) -> int:
     return config.mmdit.patch * config.vae.stride
 
 
-def check_size(config: Sd35Config, width: Any, height: Any) -> None:
-    """Refuse a size that the model has no tokens or no positions for.
+def check_size(config: Sd35Config, width: Any, height: Any) -> tuple[int, int]:
+    """Return width and height, or refuse a size that the model has no tokens or positions for.
 
     Raises:
         GenerationError: a side is not a multiple of 16, or too large.
     """
     unit, largest = smallest_side(config), largest_side(config)
     sides = (("width", width), ("height", height))
-    for name, side in sides:
-        if not is_whole(side) or side < unit:
-            raise GenerationError(
-                f"{name} must be a whole number of pixels from {unit} on, not {side!r:.40}"
-            )
-    if any(side % unit for _, side in sides):
-        near = "x".join(str(max(unit, round(side / unit) * unit)) for _, side in sides)
+    # Beyond what there are positions for, the error below says why.
+    width, height = (
+        whole(name, side, unit, max(largest, LARGEST_SIDE), kind=GenerationError)
+        for name, side in sides
+    )
+    if width % unit or height % unit:
+        near = "x".join(str(max(unit, round(side / unit) * unit)) for side in (width, height))
         raise GenerationError(
             f"width and height must be multiples of {unit}, not {width}x{height}: take {near}"
         )
@@ -182,6 +197,7 @@ def check_size(config: Sd35Config, width: Any, height: Any) -> None:
             f"{width}x{height} is too large: this model has positions for sides of at most "
             f"{largest} pixels"
         )
+    return width, height
 
 
 def read_texts(
@@ -193,10 +209,11 @@ def read_texts(
         PromptError: they are no texts, or there are not as many of both.
         GenerationError: the count is not possible.
     """
-    if not is_whole(count) or count < 1:
-        raise GenerationError(f"count must be a whole number of at least 1, not {count!r:.40}")
-    prompts = list_texts(prompt)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list_texts(negative)
+    count = whole("count", count, 1, MAX_PICTURES, kind=GenerationError)
+    prompts = list_texts("prompt", prompt)
+    negatives = list_texts("negative", negative)
+    if isinstance(negative, str):
+        negatives *= len(prompts)
     if not prompts:
         raise PromptError('there is no prompt; "" is an empty one')
     if len(negatives) != len(prompts):
@@ -204,22 +221,27 @@ def read_texts(
             f"there are {len(prompts)} prompts and {len(negatives)} negative prompts: give one "
             "negative prompt for all, or one for each"
         )
-    repeated = [[text for text in texts for _ in range(count)] for texts in (prompts, negatives)]
+    if len(prompts) * count > MAX_PICTURES:
+        raise GenerationError(
+            f"{len(prompts)} prompts of {count} pictures each are more than {MAX_PICTURES}, the "
+            "most of one call: make several calls"
+        )
+    repeated = [[each for each in texts for _ in range(count)] for texts in (prompts, negatives)]
     return tuple(repeated[0]), tuple(repeated[1])
 
 
-def list_texts(given: Any) -> list[str]:
+def list_texts(name: str, given: Any) -> list[str]:
     """Return a text, or several, as a list.
 
     Raises:
         PromptError: they are no texts.
     """
     texts = list(given) if isinstance(given, list | tuple) else [given]
-    for text in texts:
-        if not isinstance(text, str):
-            raise PromptError(
-                f"a prompt must be text, or a list of texts, not {type(text).__name__}"
-            )
+    for index, each in enumerate(texts):
+        one_of = f" {index + 1} of {len(texts)}" if len(texts) > 1 else ""
+        if not isinstance(each, str):
+            raise PromptError(f"{name}{one_of} must be text, or a list of texts, not {shown(each)}")
+        text(name + one_of, each, kind=PromptError)
     return texts
 
 
@@ -232,13 +254,19 @@ def read_layers(config: Sd35Config, layers: Sequence[int] | None) -> tuple[int, 
     if layers is None:
         return config.skip_layers
     depth = config.mmdit.depth
+    if isinstance(layers, str | bytes) or not hasattr(type(layers), "__len__"):
+        raise GenerationError(f"skip_layers must be a list of blocks, not {shown(layers)}")
+    if len(layers) > depth:
+        raise GenerationError(
+            f"skip_layers has {len(layers)} blocks, but this model has {depth}: name each once"
+        )
     for layer in layers:
         if not is_whole(layer) or not 0 <= layer < depth:
             raise GenerationError(
                 f"skip_layers must be of 0 to {depth - 1}, the blocks of this model, "
-                f"not {layer!r:.40}"
+                f"not {shown(layer)}"
             )
-    return tuple(layers)
+    return tuple(int(layer) for layer in layers)
 
 
 def read_seed(seed: Any, count: int) -> int:
@@ -250,12 +278,13 @@ def read_seed(seed: Any, count: int) -> int:
     if seed is None:
         return secrets.randbelow(RANDOM_SEEDS)
     NoiseStream(seed)
+    seed = int(seed)
     if seed + count - 1 > LARGEST_SEED:
         raise GenerationError(
             f"the last of {count} pictures would have seed {seed + count - 1}, above the largest, "
             f"{LARGEST_SEED}: take a smaller seed"
         )
-    return int(seed)
+    return seed
 
 
 def read_length(length: Any) -> int | None:
@@ -264,23 +293,15 @@ def read_length(length: Any) -> int | None:
     Raises:
         GenerationError: there can't be so many.
     """
-    if length is not None and (not is_whole(length) or not 1 <= length <= LONGEST_T5):
-        raise GenerationError(f"t5_length must be 1 to {LONGEST_T5} tokens, not {length!r:.40}")
-    return None if length is None else int(length)
+    if length is None:
+        return None
+    return whole("t5_length", length, 1, LONGEST_T5, kind=GenerationError)
 
 
-def read_scale(scale: Any) -> float:
-    """Return the scale of a ControlNet.
+def read_scale(name: str, scale: Any, lowest: float = 0) -> float:
+    """Return a scale as float.
 
     Raises:
-        GenerationError: it is not a finite number.
+        GenerationError: it is not a finite number, below the lowest or beyond LARGEST_SCALE.
     """
-    # inf - inf and NaN alike are not 0.
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or scale - scale != 0:
-        raise GenerationError(f"control_scale must be a finite number, not {scale!r:.40}")
-    return float(scale)
-
-
-def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number, truth values aside."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return number(name, scale, lowest, LARGEST_SCALE, kind=GenerationError)

@@ -6,11 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 
+from vkrt.arguments import flag, instance, whole
+from vkrt.arguments import path as file_path
 from vkrt.backends.base import Backend
 from vkrt.engines.embedding import (
     EmbeddingHeader,
@@ -22,13 +23,13 @@ from vkrt.engines.mask_result import Masks, no_answer
 from vkrt.engines.runtime import DeviceArrays, Runtime, Runtimes
 from vkrt.engines.sam2_track import Track, TrackSettings
 from vkrt.engines.sam2_video import Encode, Stream
-from vkrt.engines.tracked import Finish
-from vkrt.engines.tracker import Tracker, bank_shape
-from vkrt.errors import CheckpointError
+from vkrt.engines.tracked import finish_of
+from vkrt.engines.tracker import MAX_CONDITIONING, Tracker, bank_shape
+from vkrt.errors import CheckpointError, OutputError, PromptError
 from vkrt.media.image import Photo, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.photo_lists import read_photos, split_batch
-from vkrt.media.prompts import prepare
+from vkrt.media.prompts import PromptBatch, prepare
 from vkrt.memory.cache import ByteCache
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.stage import Stage
@@ -273,7 +274,10 @@ class Segmenter:
         dynamic_multimask: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return logits (B, N, h, w), predicted IoU (B, N) and object score logits (B, 1)."""
-        if not len(prompts.points):
+        instance("embedding", embedding, ImageEmbedding, kind=PromptError)
+        multimask = flag("multimask", multimask, kind=PromptError)
+        dynamic_multimask = flag("dynamic_multimask", dynamic_multimask, kind=PromptError)
+        if not len(instance("prompts", prompts, PromptBatch, kind=PromptError).points):
             return no_answer(self.config.mask_size, multimask)
         runtime = self.runtimes.begin()
         backend = runtime.backend
@@ -295,15 +299,16 @@ class Segmenter:
         """Return an engine that tracks objects through live frames, in constant memory.
 
         Args:
-            conditioning: prompted frames that an object remembers; beyond them the one farthest
-                in time gives way.
-            fill_holes: largest hole of a mask that is filled, in low-resolution pixels.
+            conditioning: prompted frames that an object remembers, from 1 to 1024; beyond them the
+                one farthest in time gives way.
+            fill_holes: largest hole of a mask that is filled, in low-resolution pixels, up to
+                2**31 - 1.
             non_overlapping: give a pixel that several objects claim to the surest one alone.
 
         Raises:
             CheckpointError: the weights or the bundle have no memory modules.
         """
-        finish = Finish(fill_holes, non_overlapping, self.threads)
+        finish = finish_of(fill_holes, non_overlapping, self.threads)
         encode, tracker = self._begin_tracking(conditioning)
         return Stream(encode, tracker, self.config, finish)
 
@@ -331,7 +336,7 @@ class Segmenter:
         from vkrt.media.video import open_video
 
         encode, tracker = self._begin_tracking(conditioning)
-        finish = Finish(fill_holes, non_overlapping, self.threads)
+        finish = finish_of(fill_holes, non_overlapping, self.threads)
         chosen = TrackSettings(**settings)
         frames = open_video(clip)
         return Track(encode, tracker, frames, self.config, finish, chosen)
@@ -354,12 +359,14 @@ class Segmenter:
                 "weights that have them, or export the bundle again"
             )
         runtime = self.runtimes.begin()
-        shape = bank_shape(self.config, conditioning)
+        wanted = whole("conditioning", conditioning, 1, MAX_CONDITIONING, kind=PromptError)
+        shape = bank_shape(self.config, wanted)
         tracker = Tracker(runtime.stages, runtime.programs, runtime.backend, shape)
         return partial(self._encode_frame, runtime), tracker
 
     def host_features(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:
         """Return the arrays of an embedding by port name, on the host."""
+        instance("embedding", embedding, ImageEmbedding, kind=PromptError)
         names = (port.name for port in self.runtimes.now.feature_ports)
         return dict(zip(names, embedding.arrays.on_host(), strict=True))
 
@@ -372,8 +379,10 @@ class Segmenter:
 
     def save_embedding(self, embedding: ImageEmbedding, path: str | os.PathLike[str]) -> None:
         """Write an embedding; see ImageEmbedding.save."""
+        instance("embedding", embedding, ImageEmbedding, kind=PromptError)
         header = EmbeddingHeader(self.name, self._fingerprint, embedding.size, embedding.key)
-        write_embedding(Path(path), header, self.host_features(embedding))
+        target = file_path("path", path, kind=OutputError)
+        write_embedding(target, header, self.host_features(embedding))
 
     def load_embedding(self, path: str | os.PathLike[str]) -> ImageEmbedding:
         """Read an embedding that `save` wrote with the same model and weights.
@@ -385,7 +394,8 @@ class Segmenter:
             port.name: tuple(1 if isinstance(d, str) else d for d in port.shape)
             for port in self.runtimes.now.feature_ports
         }
-        header, arrays = read_embedding(Path(path), self.name, self._fingerprint, shapes)
+        source = file_path("path", path, kind=CheckpointError)
+        header, arrays = read_embedding(source, self.name, self._fingerprint, shapes)
         backend = self.runtimes.now.backend
         features = tuple(backend.from_host(arrays[name]) for name in shapes)
         embedding = ImageEmbedding(self, DeviceArrays(features, backend), header.size, header.key)

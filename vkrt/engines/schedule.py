@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import choice, number, shown, whole
 from vkrt.errors import GenerationError
 
 __all__ = [
@@ -17,6 +18,9 @@ __all__ = [
     "Schedule",
     "check_profile",
     "check_sampler",
+    "check_shift",
+    "check_steps",
+    "check_strength",
     "first_step",
     "make_schedule",
     "sigmas",
@@ -71,8 +75,7 @@ def make_schedule(
     Raises:
         GenerationError: the steps, the shift, the profile or the sampler is not possible.
     """
-    check_steps(steps)
-    check_shift(shift)
+    steps, shift = check_steps(steps), check_shift(shift)
     check_profile(profile)
     check_sampler(sampler)
     if profile == "diffusers" and sampler == DPMPP_2M:
@@ -106,14 +109,9 @@ def first_step(steps: int, strength: float, profile: str = "reference") -> int:
     Raises:
         GenerationError: the strength is not above 0 and at most 1, or the profile is unknown.
     """
-    check_steps(steps)
+    steps = check_steps(steps)
     check_profile(profile)
-    # Written so that NaN fails too.
-    if not is_number(strength) or not 0 < strength <= 1:
-        raise GenerationError(
-            f"strength must be above 0 (keep the picture) and at most 1 (ignore it), "
-            f"not {strength!r:.40}"
-        )
+    strength = check_strength(strength)
     skipped = steps * (1 - strength) if profile == "reference" else steps - steps * strength
     return min(int(max(skipped, 0)), steps - 1)
 
@@ -133,41 +131,32 @@ def as_float32(value: float) -> float:
     return float(np.float32(value))
 
 
-def check_steps(steps: Any) -> None:
-    """Refuse what is no number of steps."""
-    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
-    if not whole or not 1 <= steps <= TRAIN_STEPS:
+def check_steps(steps: Any) -> int:
+    """Return a number of steps as int, or refuse what is none."""
+    return whole("steps", steps, 1, TRAIN_STEPS, kind=GenerationError)
+
+
+def check_shift(shift: Any) -> float:
+    """Return a shift under which the noise levels can be told apart, as float; the usual is 3."""
+    return number("shift", shift, SMALLEST_SHIFT, LARGEST_SHIFT, kind=GenerationError)
+
+
+def check_strength(strength: Any) -> float:
+    """Return the share of a picture that changes, as float."""
+    share = number("strength", strength, kind=GenerationError)
+    if not 0 < share <= 1:
         raise GenerationError(
-            f"steps must be a whole number from 1 to {TRAIN_STEPS}, not {steps!r:.40}"
+            f"strength must be above 0 (keep the picture) and at most 1 (ignore it), "
+            f"not {shown(strength)}"
         )
+    return share
 
 
-def check_shift(shift: Any) -> None:
-    """Refuse a shift under which the noise levels can't be told apart."""
-    if not is_number(shift) or not SMALLEST_SHIFT <= shift <= LARGEST_SHIFT:
-        raise GenerationError(
-            f"shift must be from {SMALLEST_SHIFT} to {LARGEST_SHIFT} (the models were made for 3), "
-            f"not {shift!r:.40}"
-        )
+def check_profile(profile: Any) -> str:
+    """Return a profile, or refuse one that does not exist."""
+    return choice("profile", profile, PROFILES, kind=GenerationError)
 
 
-def check_profile(profile: Any) -> None:
-    """Refuse a profile that does not exist."""
-    check_choice("profile", profile, PROFILES)
-
-
-def check_sampler(sampler: Any) -> None:
-    """Refuse a sampler that does not exist."""
-    check_choice("sampler", sampler, SAMPLERS)
-
-
-def check_choice(what: str, given: Any, choices: tuple[str, ...]) -> None:
-    """Refuse what is none of the choices."""
-    if given not in choices:
-        names = " or ".join(f'"{choice}"' for choice in choices)
-        raise GenerationError(f"{what} must be {names}, not {given!r:.40}")
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a value is a real number, truth values aside."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+def check_sampler(sampler: Any) -> str:
+    """Return a sampler's name, or refuse one that does not exist."""
+    return choice("sampler", sampler, SAMPLERS, kind=GenerationError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import Any
@@ -12,17 +11,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vkrt.arguments import flag, instance, number, text
+from vkrt.arguments import path as file_path
 from vkrt.backends.base import Backend
 from vkrt.engines.adapters import Adapters
 from vkrt.engines.budget import Budget
 from vkrt.engines.calls import Calls
 from vkrt.engines.generation import Generation
+from vkrt.engines.guidance import LARGEST_SCALE
 from vkrt.engines.inputs import Inputs, read_inputs
 from vkrt.engines.latents import decode_latents
 from vkrt.engines.prompt_encoder import PromptEmbedding, PromptEncoder, usual_length
 from vkrt.engines.request import Request, read_request, smallest_side
-from vkrt.engines.watch import StepInfo, Watch
-from vkrt.errors import GenerationError
+from vkrt.engines.schedule import check_profile
+from vkrt.engines.watch import StepInfo, Watch, read_watch
+from vkrt.errors import CheckpointError, GenerationError, PromptError
 from vkrt.media.image import Photo
 from vkrt.media.picture import KEY, to_picture
 from vkrt.media.text import Tokenizers
@@ -107,11 +110,11 @@ class Generator:
             prompt: a text, or a list of them.
             negative: what guidance leads away from: one text for all prompts or one for each.
             width, height: in pixels, multiples of 16; None is 1024, or the size of `image`.
-            steps, guidance, sampler: None is what the model, or the ControlNet, was made for. At
-                guidance of at most 1 there is none, and a step takes half as long. Samplers are
-                "euler" and "dpmpp_2m".
+            steps, guidance, sampler: None is what the model, or the ControlNet, was made for;
+                guidance and other scales are at most 1000. At guidance of at most 1 there is none,
+                and a step takes half as long. Samplers are "euler" and "dpmpp_2m".
             seed: of the first picture, the next ones have the next seeds; None draws one.
-            count: pictures of each prompt.
+            count: pictures of each prompt; at most 1000 of all prompts together.
             image: a picture to change.
             strength: how much of it changes: above 0, and 1 is all of it.
             mask: of the size of `image`: where it is white, the picture changes.
@@ -133,6 +136,7 @@ class Generator:
             GenerationCancelled: on_step or cancelled ended it.
             CheckpointError: weights that this needs were not given.
         """
+        watch = read_watch(on_step, preview, cancelled)
         inputs = read_inputs(self.config, width, height, image, mask, control)
         request = read_request(
             self.config,
@@ -154,7 +158,7 @@ class Generator:
             controlled=control is not None,
         )
         with self._lock:
-            latents = self.sample(request, inputs, Watch(on_step, preview, cancelled))
+            latents = self.sample(request, inputs, watch)
             return self._decode(request, inputs, latents)
 
     def sample(self, request: Request, inputs: Inputs, watch: Watch | None = None) -> np.ndarray:
@@ -168,12 +172,15 @@ class Generator:
         Raises:
             GenerationError, GenerationCancelled, CheckpointError: as in generate.
         """
+        instance("request", request, Request, kind=GenerationError)
+        instance("inputs", inputs, Inputs, kind=GenerationError)
+        watch = Watch() if watch is None else instance("watch", watch, Watch, kind=GenerationError)
         with self._lock:
             calls, length = self._calls(request, inputs)
             embeddings = self._encode(calls, request, length)
             kind, dtype = self._control_kind, self._budget.noise_dtype
             generation = Generation(self.config, calls, request, inputs, dtype, kind)
-            return generation.run(embeddings, watch or Watch())
+            return generation.run(embeddings, watch)
 
     def _decode(self, request: Request, inputs: Inputs, latents: np.ndarray) -> list[Image.Image]:
         """Return the pictures of latents (N, C, h, w), with what makes each of them again."""
@@ -201,7 +208,7 @@ class Generator:
         side = smallest_side(self.config)
         request = read_request(
             self.config,
-            prompt,
+            text("prompt", prompt, kind=PromptError),
             width=side,
             height=side,
             guidance=0.0,
@@ -222,14 +229,16 @@ class Generator:
 
         Args:
             path: of its file.
-            scale: how strongly; 1 is as it was trained.
+            scale: how strongly, from -1000 to 1000; 1 is as it was trained.
 
         Raises:
             CheckpointError: it is damaged or for another model; then nothing was changed.
             GenerationError: these weights can't be changed.
         """
         with self._lock:
-            self._changeable().add(Path(path), scale, self._residency.fixed())
+            file = file_path("path", path, kind=CheckpointError)
+            strength = number("scale", scale, -LARGEST_SCALE, LARGEST_SCALE, kind=GenerationError)
+            self._changeable().add(file, strength, self._residency.fixed())
 
     def unload_loras(self) -> None:
         """Take all LoRAs off: the weights are as they were, bit for bit."""
@@ -261,12 +270,20 @@ class Generator:
             image, control: whether there would be a picture to change, or a condition.
             numbers: others of generate, such as steps, guidance and t5_length.
         """
-        length = numbers.pop("t5_length", None) or usual_length(numbers.get("profile", "reference"))
+        image, control = (
+            flag(name, value, kind=GenerationError)
+            for name, value in (("image", image), ("control", control))
+        )
+        length = numbers.pop("t5_length", None)
+        if length is None:
+            length = usual_length(check_profile(numbers.get("profile", "reference")))
         numbers = {**numbers, "count": count, "controlled": control, "t5_length": length}
         request = read_request(self.config, "", "-", width, height, **numbers)
         given = np.empty(0, np.float32)
         inputs = Inputs(
-            (width, height), given if image else None, control=given if control else None
+            (request.width, request.height),
+            given if image else None,
+            control=given if control else None,
         )
         return self._plan(request, inputs)[0]
 

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vkrt.arguments import flag, whole
+from vkrt.errors import PromptError
 from vkrt.media.masks import binarize, binarize_apart, clean_logits
 
-__all__ = ["Finish", "TrackedFrame"]
+__all__ = ["Finish", "TrackedFrame", "finish_of"]
+
+# Of the C++ that fills holes.
+MAX_HOLE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,14 @@ class Finish:
             object_scores=np.array(object_scores, np.float32),
             logits=stacked,
         )
+
+
+def finish_of(fill_holes: int, non_overlapping: bool, threads: int | None) -> Finish:
+    """Return how masks are finished.
+
+    Raises:
+        PromptError: a value can't be.
+    """
+    largest = whole("fill_holes", fill_holes, 0, MAX_HOLE, kind=PromptError)
+    apart = flag("non_overlapping", non_overlapping, kind=PromptError)
+    return Finish(largest, apart, threads)

@@ -15,7 +15,10 @@ from vkrt.memory.bank import BankShape, MemoryBank
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.stage import Stage
 
-__all__ = ["Answer", "Tracker", "bank_shape"]
+__all__ = ["MAX_CONDITIONING", "Answer", "Tracker", "bank_shape"]
+
+# Prompted frames that an object may remember: a gigabyte of them at an input of 1024 pixels.
+MAX_CONDITIONING = 1024
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vkrt.errors import GenerationCancelled
+from vkrt.arguments import flag, function
+from vkrt.errors import GenerationCancelled, GenerationError
 from vkrt.media.preview import to_preview
 
-__all__ = ["StepInfo", "Watch"]
+__all__ = ["StepInfo", "Watch", "read_watch"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,15 @@ class Watch:
 def stopped(done: int, steps: int) -> GenerationCancelled:
     """Return the error of an end after so many steps."""
     return GenerationCancelled(f"stopped after {done} of {steps} steps; nothing was made")
+
+
+def read_watch(on_step: Any, preview: Any, cancelled: Any) -> Watch:
+    """Return who follows a generation.
+
+    Raises:
+        GenerationError: a callback can't be called, or preview is no truth value.
+    """
+    for name, value in (("on_step", on_step), ("cancelled", cancelled)):
+        if value is not None:
+            function(name, value, kind=GenerationError)
+    return Watch(on_step, flag("preview", preview, kind=GenerationError), cancelled)

@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, Protocol, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
+from vkrt.arguments import flag
 from vkrt.errors import ImageError
 from vkrt.media.native import operations
 from vkrt.media.photo_arrays import (
@@ -91,6 +92,7 @@ def read_image(source: Photo, upright: bool = True) -> np.ndarray:
         ImageError: nothing is there, it is not a picture, damaged, truncated, empty, too large, or
             an array of another form.
     """
+    upright = flag("upright", upright, kind=ImageError)
     if isinstance(source, Image.Image):
         return from_picture(source, "the picture", upright)
     if isinstance(source, bytes | bytearray | memoryview):

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
+from vkrt.arguments import choice, number, shown, whole
 from vkrt.errors import VideoError
 from vkrt.media.animation import WebpFrames, is_webp
 from vkrt.media.array_frames import ArrayFrames
@@ -26,6 +27,8 @@ __all__ = ["Clip", "Frames", "OnError", "open_camera", "open_video"]
 
 Clip: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Arrayed | Iterable[Photo]
 
+# Frames to hold, number of a camera, and pixels along a side of its frames.
+MAX_CACHE, MAX_CAMERA, MAX_SIDE = 1_000_000, 1_000_000, 65_536
 ACCEPTED = (
     "give a folder of pictures, a video file, its bytes, a (T, H, W, 3) uint8 array, or a list or "
     "iterator of photos"
@@ -52,7 +55,8 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
             any iterator of photos; or Frames, returned as they are. Floats are in 0..1 if those of
             the whole array are, or of a list's or iterator's first frame that is not all black;
             else in 0..255.
-        cache: how many frames to hold, for going backwards and for frames asked for again.
+        cache: how many frames to hold, for going backwards and for frames asked for again; up to
+            1,000,000.
         on_error: what a damaged frame does: "raise" an error that names it, or "skip", which
             repeats the frame before it and warns once.
 
@@ -61,6 +65,8 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
             or it is a video file and PyAV is missing.
         ImageError: the frames are too large.
     """
+    cache = whole("cache", cache, 1, MAX_CACHE, kind=VideoError)
+    choice("on_error", on_error, ("raise", "skip"), kind=VideoError)
     if isinstance(source, Frames):
         return source
     if is_array(source):
@@ -137,6 +143,10 @@ def open_camera(
         VideoError: there is no such camera, it does not have the size or rate, or PyAV is missing.
         ImageError: the frames are too large.
     """
+    if not isinstance(device, str):
+        device = whole("device", device, 0, MAX_CAMERA, kind=VideoError)
+    cache = whole("cache", cache, 1, MAX_CACHE, kind=VideoError)
+    options = camera_options(size, fps)
     av = load_av()
     name = f"camera {device}"
     try:
@@ -145,11 +155,6 @@ def open_camera(
         raise VideoError(f"{name} can't be opened on {sys.platform}; give frames instead") from None
     numbered = str(device).isdecimal() or sys.platform == "win32"
     place = pattern.format(device) if numbered else str(device)
-    options = {}
-    if size is not None:
-        options["video_size"] = f"{size[1]}x{size[0]}"
-    if fps is not None:
-        options["framerate"] = f"{fps:g}"
     try:
         container = av.open(place, "r", format=kind, container_options=options)
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -161,6 +166,26 @@ def open_camera(
     decoder = Decoder(container, name)
     photos = sound_frames(decoder)
     return IteratorFrames(photos, name, cache, fps=decoder.fps, release=decoder.close)
+
+
+def camera_options(size: Any, fps: Any) -> dict[str, str]:
+    """Return what to ask a camera for.
+
+    Raises:
+        VideoError: no camera has it.
+    """
+    options = {}
+    if size is not None:
+        if not isinstance(size, Sequence) or isinstance(size, str | bytes) or len(size) != 2:
+            raise VideoError(f"size must be a height and a width, not {shown(size)}")
+        height, width = (
+            whole(name, side, 1, MAX_SIDE, kind=VideoError)
+            for name, side in zip(("height", "width"), size, strict=True)
+        )
+        options["video_size"] = f"{width}x{height}"
+    if fps is not None:
+        options["framerate"] = f"{number('fps', fps, 0.001, 100_000, kind=VideoError):g}"
+    return options
 
 
 def sound_frames(decoder: Decoder) -> Iterator[Any]:

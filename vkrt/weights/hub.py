@@ -6,8 +6,9 @@ from errno import ENOSPC
 from pathlib import Path
 from types import ModuleType
 
+from vkrt.arguments import flag, path, shown
 from vkrt.catalog import Weights
-from vkrt.errors import DownloadError
+from vkrt.errors import DownloadError, UnknownModelError
 from vkrt.options import cache_folder
 
 __all__ = ["find_local", "pull"]
@@ -31,7 +32,12 @@ def pull(model: Weights, cache: Path | None = None, offline: bool = False) -> Pa
         DownloadError: it is not here and can't be fetched; the message names the file, the
             hub id and where to put it.
     """
-    cache = cache or cache_folder()
+    if not all(hasattr(model, name) for name in ("name", "hub_id", "checkpoint", "packaged")):
+        raise UnknownModelError(
+            f"pull takes a model of vkrt.catalog, such as find(NAME) gives, not {shown(model)}"
+        )
+    cache = cache_folder() if cache is None else path("cache", cache, kind=DownloadError)
+    offline = flag("offline", offline, kind=DownloadError)
     found = find_local(model, cache)
     if found is not None:
         return found
