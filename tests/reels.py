@@ -65,17 +65,19 @@ def write_clip(
     gop: int = 10,
     last: int | None = None,
     encoder: dict[str, str] | None = None,
+    sound: str | None = None,
 ) -> Path:
     """Write frames at 25 a second, or at `times` in 25ths of a second, a keyframe every `gop`.
 
     The last frame is shown for `last` 25ths of a second. `options` are the container's, `encoder`
-    those of the codec.
+    those of the codec. `sound` is a codec for a tone beside it.
     """
     with av.open(
         str(path), "w", format=format, options=options or {}, metadata_encoding=encoding
     ) as container:
         container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=25, options=encoder or {})
+        tone = container.add_stream(sound, rate=48000, layout="mono") if sound else None
         context = stream.codec_context
         packets: list[av.Packet] = []
         for index, frame in enumerate(frames):
@@ -91,8 +93,22 @@ def write_clip(
         packets += stream.encode(None)
         if last is not None:
             max(packets, key=lambda packet: packet.pts or 0).duration = last
-        container.mux(packets)
+        packets += [] if tone is None else encode_tone(tone, len(packets) / 25)
+        for packet in sorted(packets, key=lambda each: (each.dts or 0) * each.time_base):
+            container.mux(packet)
     return path
+
+
+def encode_tone(stream: av.AudioStream, seconds: float) -> list[av.Packet]:
+    """Return the packets of a tone."""
+    packets = []
+    size = stream.codec_context.frame_size or 1024
+    for begin in range(0, int(seconds * 48000), size):
+        wave = np.sin(np.arange(begin, begin + size) / 20).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, begin, Fraction(1, 48000)
+        packets += stream.encode(frame)
+    return packets + stream.encode(None)
 
 
 def decode_all(path: Path) -> list[np.ndarray]:

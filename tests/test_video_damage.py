@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -254,6 +255,47 @@ def test_frames_of_a_lost_cluster_are_counted(tmp_path: Path) -> None:
     lost = [index for index, number in enumerate(got) if number != index]
     assert 7 in lost and lost == list(range(lost[0], lost[-1] + 1)) and len(lost) < 12
     assert {got[index] for index in lost} == {lost[0] - 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "sound"),
+    [
+        ("clip.mkv", "libx264", "yuv420p", "aac"),
+        ("clip.flv", "libx264", "yuv420p", "aac"),
+        ("clip.ts", "libx264", "yuv420p", "aac"),
+        ("clip.mp4", "libx264", "yuv420p", "aac"),
+        ("clip.avi", "mjpeg", "yuvj420p", "mp3"),
+    ],
+)
+def test_bursts_of_noise_shift_no_frame(
+    tmp_path: Path, name: str, codec: str, pixels: str, sound: str
+) -> None:
+    options = {"cluster_time_limit": "300"} if name.endswith("mkv") else {}
+    path = write_clip(
+        tmp_path / name, numbered(50), codec, pixels=pixels, options=options, sound=sound
+    )
+    wanted = decode_all(path)
+    whole = path.read_bytes()
+    index = {frame.tobytes(): number for number, frame in enumerate(wanted)}
+    assert len(index) == len(wanted) == 50
+    spoiled = 0
+    for seed in range(12):
+        noise = np.random.default_rng(seed)
+        place, length = noise.integers(len(whole) // 4, len(whole) * 3 // 4), noise.choice([4, 300])
+        data = bytearray(whole)
+        data[place : place + length] = noise.bytes(length)
+        if name.endswith("ts"):
+            begin = place // 188 * 188
+            data = bytearray(whole[:begin] + whole[begin + 188 * seed :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            with open_video(bytes(data), on_error="skip") as opened:
+                got = list(opened)
+        assert len(got) == 50, seed
+        # What is there of the true frames is at its place, or stands in for later ones.
+        assert all(index.get(frame.tobytes(), 0) <= number for number, frame in enumerate(got))
+        spoiled += sum(index.get(frame.tobytes()) != number for number, frame in enumerate(got))
+    assert 0 < spoiled < 12 * 25
 
 
 def frame_at(time: int, corrupt: bool = False) -> Any:

@@ -140,6 +140,15 @@ def test_codecs(
     check_whole(path, range(COUNT))
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
+def test_sound_between_the_frames(tmp_path: Path, name: str) -> None:
+    path = write_clip(tmp_path / name, numbered(COUNT), sound="aac")
+    check_whole(path, range(COUNT))
+    if name.endswith("ts"):
+        path.write_bytes(2 * path.read_bytes())
+        check_whole(path, [*range(COUNT), *range(COUNT)])
+
+
 @pytest.mark.slow
 def test_av1(tmp_path: Path) -> None:
     for name in ("clip.mp4", "clip.mkv"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from vkrt.errors import VideoError
 from vkrt.media.byte_layout import Apng, Boxes, ByteLayout, Flv, Gif, Riff
+from vkrt.media.frames import Damage
 from vkrt.media.image import check_size, max_pixels
 from vkrt.media.ledger import Ledger, Picture
 from vkrt.media.matroska import Matroska
@@ -114,8 +115,16 @@ class Decoder(Iterator[Picture]):
         self._pictures = (each for each in self._walk() if each.time is None or each.time >= time)
 
     def to_rgb(self, frame: VideoFrame) -> np.ndarray:
-        """Return a frame as (H, W, 3) uint8 RGB, contiguous, upright."""
-        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        """Return a frame as (H, W, 3) uint8 RGB, contiguous, upright.
+
+        Raises:
+            Damage: its colours are of a kind that can't be.
+        """
+        try:
+            pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except (self._error, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Damage(f"is damaged (no RGB: {reason})") from None
         return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / QUARTER)))
 
     def average(self, times: Sequence[int]) -> float | None:
@@ -216,6 +225,8 @@ class Decoder(Iterator[Picture]):
                     failures = 0
                     yield packet
                 return
+            except IndexError:
+                failures += 1  # a packet of a stream that damage made up
             except self._error:
                 failures += 1
                 if failures == 1:

@@ -46,12 +46,12 @@ class Loss(NamedTuple):
 
     Attributes:
         low, high: times of the packets around it.
-        longest: a gap in the pictures beyond this is no loss; None is no limit.
+        most: how many can be lost; a longer gap has another reason.
     """
 
     low: int
     high: int
-    longest: float | None
+    most: int
 
 
 class Part:
@@ -131,9 +131,9 @@ class Ledger:
                 self._parts.popleft()
         self._parts[-1].enter(time, sound)
 
-    def lose(self, low: int, high: int, longest: float | None = None) -> None:
-        """Note that packets were lost between two times: gaps in the pictures there are damage."""
-        self._losses.append(Loss(low, high, longest))
+    def lose(self, low: int, high: int, most: int) -> None:
+        """Note that some packets were lost between two times: a gap in the pictures is damage."""
+        self._losses.append(Loss(low, high, most))
 
     def settle(self, frame: VideoFrame) -> Iterator[Picture]:
         """Take a frame, and give what is settled by it: pictures in order, with the missing ones.
@@ -231,6 +231,6 @@ class Ledger:
         return time - last > 1.5 * step and any(
             loss.low - REORDERED * step <= time
             and last <= loss.high + REORDERED * step
-            and (loss.longest is None or time - last <= loss.longest)
+            and (time - last) / step < loss.most + 1.5
             for loss in self._losses
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vkrt.media.byte_layout import ChainedLayout, Element, read_at
+from vkrt.media.byte_layout import ChainedLayout, Element
 
 __all__ = ["Matroska"]
 
@@ -16,8 +16,10 @@ LONGEST_HEADER = 12
 class Matroska(ChainedLayout):
     """Know a Matroska or WebM file."""
 
+    has_dts = False
+
     def _element(self, place: int, packet: int) -> Element | None:
-        head = read_at(self._file, place, LONGEST_HEADER)
+        head = self.read(place, LONGEST_HEADER)
         id_length = vint_length(head, 0)
         size_length = vint_length(head, id_length)
         header = id_length + size_length
@@ -36,12 +38,12 @@ class Matroska(ChainedLayout):
 
     def _track(self, block: int) -> int | None:
         """Return the track that a block belongs to; 0 is none, and a sign of damage."""
-        head = read_at(self._file, block, 8)
+        head = self.read(block, 8)
         length = vint_length(head, 0)
         return vint_value(head[:length]) if length else 0
 
     def _end_of(self, packet: int) -> int | None:
-        before = read_at(self._file, max(packet - 9, 0), min(packet, 9))
+        before = self.read(max(packet - 9, 0), min(packet, 9))
         for length in range(1, len(before)):
             size = before[-length:]
             if before[-length - 1] in BLOCKS and vint_length(size, 0) == length:

@@ -13,6 +13,8 @@ __all__ = ["PacketWatch"]
 FLAGGED = 3
 # Frames that may be missing at a flag: recordings that were put together may be further apart.
 LONGEST_LOSS = 50
+# Bytes of a packet with its head, at least.
+SMALLEST = 8
 
 
 class PacketWatch:
@@ -43,7 +45,8 @@ class PacketWatch:
         if self._layout is None or self._place is None or self._time is None:
             return
         if self._layout.is_ended(self._place) is False:
-            self._ledger.lose(self._time, self._time)
+            most = self._most_lost(self._layout.size(), is_joined=False)
+            self._ledger.lose(self._time, self._time, most)
 
     def check(self, packet: Any) -> bool:
         """Return whether a packet has all its bytes, and note what is missing before it."""
@@ -57,25 +60,26 @@ class PacketWatch:
 
     def _note_loss(self, packet: Any, last: int, time: int) -> None:
         """Tell the ledger if packets are missing before this one."""
-        step = self._ledger.step
-        is_timed = self._layout is None or self._layout.is_timed
+        step, layout = self._ledger.step, self._layout
+        is_timed = layout is None or layout.is_timed
         is_late = step is not None and time - last > 1.5 * step
-        if is_timed and not is_late:
+        if is_timed and (layout is None or layout.has_dts) and not is_late:
             return
         is_joined = not self.failed and self._is_joined(packet)
         if is_joined and not (self._flagged and is_late):
             return
         if is_timed:
-            self._ledger.lose(last, time, self._longest_loss(is_joined))
+            high = time if packet.pts is None else max(time, packet.pts)
+            self._ledger.lose(last, high, self._most_lost(packet.pos, is_joined))
         elif packet.pts is not None:
-            self._ledger.enter(packet.pts - 0.5, is_key=False, sound=False)
+            for index in range(self._count_lost(packet)):
+                self._ledger.enter(packet.pts - 1 / (2 + index), is_key=False, sound=False)
 
-    def _longest_loss(self, is_joined: bool) -> float | None:
-        """Return how long a gap may be that is a loss, None for no limit."""
-        most: int | None = LONGEST_LOSS
-        if not is_joined:
-            most = None if self._layout is None else self._layout.longest_loss
-        return None if most is None else most * (self._ledger.step or 0)
+    def _most_lost(self, place: int | None, is_joined: bool) -> int:
+        """Return how many packets can be missing between the last one and a place."""
+        if is_joined or place is None or self._place is None or self._layout is None:
+            return LONGEST_LOSS
+        return self._layout.most_lost or max(place - self._place, 0) // SMALLEST
 
     def _is_whole(self, packet: Any) -> bool:
         """Tell whether a packet has all its bytes."""
@@ -86,6 +90,12 @@ class PacketWatch:
         if self._layout is not None and packet.pos is not None:
             found = self._layout.is_whole(packet.pos)
         return not packet.is_corrupt if found is None else found
+
+    def _count_lost(self, packet: Any) -> int:
+        """Return how many frames are missing before a packet whose time does not tell it."""
+        if self._layout is None or self._place is None or packet.pos is None:
+            return 1
+        return self._layout.count_between(self._place, packet.pos)
 
     def _is_joined(self, packet: Any) -> bool:
         """Tell whether nothing is missing before a packet, as far as the file can tell."""

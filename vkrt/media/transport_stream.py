@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from vkrt.media.byte_layout import ByteLayout, read_at
+from vkrt.media.byte_layout import ByteLayout
 
 __all__ = ["TransportStream"]
 
@@ -25,7 +25,7 @@ class TransportStream(ByteLayout):
     numbered without a gap, and the last one has stuffing, which ends the frame.
     """
 
-    longest_loss = 50
+    most_lost = 50
 
     def is_whole(self, place: int) -> bool | None:
         """Tell whether the packets from a place on make a whole frame; None if none is there."""
@@ -58,7 +58,7 @@ class TransportStream(ByteLayout):
         stride = self._stride(before)
         if stride is None or (after - before) % stride:
             return True
-        first = read_at(self._file, before, 4)
+        first = self.read(before, 4)
         number = first[3] & 0x0F
         count = (after - before) // stride
         for index, packet in enumerate(islice(self._packets(before, stride), 1, count + 1), 1):
@@ -77,7 +77,7 @@ class TransportStream(ByteLayout):
 
     def _stride(self, place: int) -> int | None:
         """Return how far packets are apart, None if there is none at a place."""
-        head = read_at(self._file, place, TIMED + 1)
+        head = self.read(place, TIMED + 1)
         if not head or head[0] != SYNC:
             return None
         for stride in (PACKET, TIMED):
@@ -89,7 +89,7 @@ class TransportStream(ByteLayout):
         """Give the packets from a place on."""
         data = b"..."
         while data:
-            data = read_at(self._file, place, BATCH * stride)
+            data = self.read(place, BATCH * stride)
             for offset in range(0, len(data) - PACKET + 1, stride):
                 if not self.spend():
                     return

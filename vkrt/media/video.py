@@ -18,7 +18,7 @@ from vkrt.media.animation import WebpFrames, is_webp
 from vkrt.media.array_frames import ArrayFrames
 from vkrt.media.decoder import Decoder, load_av
 from vkrt.media.frame_sources import IteratorFrames, SequenceFrames, list_pictures
-from vkrt.media.frames import CACHE, Frames, OnError
+from vkrt.media.frames import CACHE, Damage, Frames, OnError
 from vkrt.media.image import Arrayed, Photo
 from vkrt.media.photo_arrays import is_array
 from vkrt.media.video_file import FileFrames
@@ -45,7 +45,8 @@ def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "r
     """Return the frames of a clip, to be closed in the end, as by `with`.
 
     The first frame of what can be read in any order is read at once. Videos are turned upright as
-    their rotation says; a variable frame rate gives the frames as they come and the average as fps.
+    their rotation says; a variable frame rate gives the frames as they come and the average as fps,
+    without pauses of more than ten seconds.
 
     Args:
         source: a folder of pictures (in natural order: 2.jpg before 10.jpg), a file that PyAV
@@ -191,5 +192,10 @@ def camera_options(size: Any, fps: Any) -> dict[str, str]:
 def sound_frames(decoder: Decoder) -> Iterator[Any]:
     """Give the frames that arrive whole."""
     for picture in decoder:
-        if picture.frame is not None:
-            yield decoder.to_rgb(picture.frame)
+        if picture.frame is None:
+            continue
+        try:
+            pixels = decoder.to_rgb(picture.frame)
+        except Damage:
+            continue
+        yield pixels

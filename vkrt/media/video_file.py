@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -121,7 +122,8 @@ class FileFrames(Frames):
                 return self._decoder.to_rgb(picture.frame)
             # Going backwards asks for these next.
             elif index - number < self._capacity and number not in self._held:
-                self._hold(number, self._decoder.to_rgb(picture.frame))
+                with suppress(Damage):  # that is told when it is asked for
+                    self._hold(number, self._decoder.to_rgb(picture.frame))
         return None
 
     def _skip_rest(self) -> None:
