@@ -419,7 +419,10 @@ def test_numbers_beyond_the_clip() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"cache": 0}, "can't hold 0 frames"), ({"on_error": "ignore"}, "can't be 'ignore'")],
+    [
+        ({"cache": 0}, "cache must be a whole number from 1 to 1000000, not 0"),
+        ({"on_error": "ignore"}, r"on_error must be .* not 'ignore'"),
+    ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(VideoError, match=message):
