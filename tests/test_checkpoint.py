@@ -79,11 +79,21 @@ def write_state_dict(path: Path) -> None:
     torch.save({"state_dict": TENSORS}, path)
 
 
+def write_legacy(path: Path) -> None:
+    torch.save({"model": TENSORS}, path, _use_new_zipfile_serialization=False)
+
+
+def write_newest(path: Path) -> None:
+    torch.save({"model": TENSORS}, path, pickle_protocol=5)
+
+
 def write_safe(path: Path) -> None:
     save_file(TENSORS, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("write", [write_pt, write_wrapped, write_state_dict, write_safe])
+@pytest.mark.parametrize(
+    "write", [write_pt, write_wrapped, write_state_dict, write_legacy, write_newest, write_safe]
+)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ""])
 def test_reads_by_content_whatever_the_name(
     tmp_path: Path, write: Callable[[Path], None], suffix: str
@@ -142,6 +152,18 @@ def test_refuses_incomplete_shards(tmp_path: Path) -> None:
         assert "not an index" in refusal(tmp_path)
 
 
+def test_reads_an_index_and_a_shard_beside_it_as_the_whole(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    for path in (index, shard):
+        assert read_shapes(path) == SHAPES
+        assert torch.equal(read_tensors(path)["a.weight"], TENSORS["a.weight"])
+    index.unlink()
+    assert "one of 2 shards, and their index is not beside it" in refusal(shard)
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
+    assert "not an index of shards" in refusal(tmp_path / "config.json")
+
+
 def test_refuses_a_folder_without_weights(tmp_path: Path) -> None:
     assert "no model.safetensors" in refusal(tmp_path)
     write_pt(tmp_path / "one.pt")
@@ -187,8 +209,10 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path) -> None:
     for bare in (pickle.dumps(RunsCode(marker)), pickle.dumps(RunsCode(marker), protocol=2)):
         path.write_bytes(bare)
         assert "bare pickle" in refusal(path)
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
-    assert "bare pickle" in refusal(path)
+    hidden = {"model": TENSORS, "args": RunsCode(marker)}
+    for new in (True, False):
+        torch.save(hidden, path, _use_new_zipfile_serialization=new)
+        assert "posix.mkdir" in refusal(path)
     assert not marker.exists()
 
 
@@ -259,7 +283,7 @@ def test_refuses_a_pickle_of_many_megabytes(tmp_path: Path) -> None:
     assert "more than the 20,000 tensors" in refusal(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("write", [write_pt, write_safe])
+@pytest.mark.parametrize("write", [write_pt, write_legacy, write_safe])
 def test_refuses_every_truncation(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path, cut = tmp_path / "whole", tmp_path / "cut"
     write(path)
@@ -276,7 +300,7 @@ def test_refuses_every_truncation(tmp_path: Path, write: Callable[[Path], None])
 def test_a_flipped_byte_is_read_or_refused_but_never_crashes(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    write = data.draw(st.sampled_from([write_pt, write_safe]))
+    write = data.draw(st.sampled_from([write_pt, write_legacy, write_safe]))
     path = tmp_path / "flipped"
     write(path)
     content = bytearray(path.read_bytes())
@@ -391,7 +415,7 @@ def test_hostile_sizes_take_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("write", [write_pt, write_safe])
+@pytest.mark.parametrize("write", [write_pt, write_legacy, write_safe])
 def test_reading_maps_the_file_instead_of_copying_it(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:

@@ -13,16 +13,23 @@ from vkrt.errors import CheckpointError
 from vkrt.weights.folder import find_parts
 from vkrt.weights.safetensors_file import read_safetensors, safetensors_shapes
 from vkrt.weights.safety_limits import MAX_TENSORS, listed, shown
-from vkrt.weights.torch_file import read_torch
+from vkrt.weights.torch_file import read_torch, torch_shapes
+from vkrt.weights.torch_records import is_legacy
+from vkrt.weights.wrapped_names import unwrapped
 
 __all__ = ["read_shapes", "read_tensors"]
 
 T = TypeVar("T")
 
-# What is there in place of weights when a download went wrong, by its first bytes.
+# What is there in place of weights, by its first bytes: a download that went wrong, or the format
+# of another program.
 MISTAKEN = {
-    b"<": "a web page",
-    b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)",
+    b"<": "a web page, not a checkpoint: get it again",
+    b"version https://git-lfs": (
+        "a git-lfs pointer (run `git lfs pull`), not a checkpoint: get it again"
+    ),
+    b"GGUF": "a GGUF file, whose quantized weights are not read: get a .safetensors file",
+    b"\x89HDF": "an HDF5 file, as Keras writes it: get a .safetensors file",
 }
 SNIFFED_BYTES = 32
 
@@ -34,13 +41,17 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Whoever renews the file has to replace it by a rename, not overwrite it in place.
 
     Args:
-        path: a .safetensors file, a file that torch.save wrote (a state dict, or one under
-            "model" or "state_dict"), or a folder that save_pretrained wrote, in shards or not.
-            The content decides what it is, not the name.
+        path: a .safetensors file, a file that torch.save wrote in its present or its old format
+            (see find_state_dict for what else it may hold), a folder that save_pretrained wrote,
+            in shards or not, or the index of its shards. The content decides what it is, not the
+            name. Names come without "module." and the like, which wrappers put there.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, holds code, or claims more than
             20,000 tensors or a header of more than 16 MiB. Nothing large is allocated before.
+
+    Warns:
+        RuntimeWarning: a file holds several sets of weights; says which is taken.
     """
     return gather(Path(path), tensors_of_file)
 
@@ -75,7 +86,15 @@ def gather(path: Path, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
         )
     if not merged:
         raise CheckpointError(f"{shown(path, 1000)} holds no tensors: give a checkpoint")
-    return merged
+    return unwrapped_in(path, merged)
+
+
+def unwrapped_in(path: Path, tensors: dict[str, T]) -> dict[str, T]:
+    """Return the tensors of a checkpoint under their names without wrappers."""
+    try:
+        return unwrapped(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{shown(path, 1000)}: {error}") from None
 
 
 def tensors_of_file(path: Path) -> dict[str, Tensor]:
@@ -87,11 +106,11 @@ def shapes_of_file(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of one file by name; of safetensors only the header is read."""
     if is_safetensors(path):
         return safetensors_shapes(path)
-    return {name: tuple(tensor.shape) for name, tensor in read_torch(path).items()}
+    return torch_shapes(path)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell a safetensors file (True) from a zip of torch.save (False) by its first bytes.
+    """Tell a safetensors file (True) from one of torch.save (False) by its first bytes.
 
     Raises:
         CheckpointError: it is neither, or can't be read.
@@ -103,7 +122,7 @@ def is_safetensors(path: Path) -> bool:
         raise CheckpointError(
             f"{shown(path, 1000)} can't be read: {error.strerror or 'unknown reason'}"
         ) from None
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(b"PK\x03\x04") or is_legacy(head):
         return False
     if head[8:9] == b"{":
         return True
@@ -116,7 +135,7 @@ def why_no_checkpoint(head: bytes) -> str:
         return "is empty: get it again"
     for start, what in MISTAKEN.items():
         if head.startswith(start):
-            return f"is {what}, not a checkpoint: get it again"
+            return f"is {what}"
     if head.startswith(b"\x80"):
         return (
             "is a bare pickle, which can hold code, and was not loaded: "

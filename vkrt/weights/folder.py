@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from vkrt.errors import CheckpointError
+from vkrt.weights.bounded_json import parse_json
 from vkrt.weights.safety_limits import MAX_INDEX_BYTES, MAX_TENSORS, listed, shown
 
 __all__ = ["Parts", "find_parts"]
@@ -17,6 +18,8 @@ SINGLE_FILES = (
     "pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# One file of several, as save_pretrained numbers them.
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[a-z]+")
 
 
 class Parts(NamedTuple):
@@ -27,7 +30,7 @@ class Parts(NamedTuple):
 
 
 def find_parts(path: Path) -> Parts:
-    """Return the weights files of a file or folder; safetensors come first.
+    """Return the weights files of a file, a folder or an index; safetensors come first.
 
     Raises:
         CheckpointError: there is nothing there, no weights or more than one candidate, or an
@@ -35,7 +38,7 @@ def find_parts(path: Path) -> Parts:
     """
     try:
         if path.is_file():
-            return Parts([path])
+            return parts_of_index(path) if path.suffix == ".json" else parts_of_file(path)
         if path.is_dir():
             return parts_of_folder(path)
         exists = path.exists()
@@ -45,6 +48,25 @@ def find_parts(path: Path) -> Parts:
     if exists:
         raise CheckpointError(f"{shown(path, 1000)} is no file: give a checkpoint file or folder")
     raise CheckpointError(f"{shown(path, 1000)} does not exist: give a checkpoint file or folder")
+
+
+def parts_of_file(path: Path) -> Parts:
+    """Return a file, or all shards of what it is a shard of, if their index lies beside it.
+
+    Raises:
+        CheckpointError: it is one of several, and there is no index.
+    """
+    number = SHARD.search(path.name)
+    if number is None or int(number[2]) < 2:
+        return Parts([path])
+    for index in sorted(path.parent.glob("*.index*.json")):
+        parts = parts_of_index(index)
+        if path in parts.files:
+            return parts
+    raise CheckpointError(
+        f"{shown(path, 1000)} is one of {int(number[2])} shards, and their index is not beside it: "
+        "get the whole folder"
+    )
 
 
 def parts_of_folder(folder: Path) -> Parts:
@@ -93,12 +115,15 @@ def parts_of_index(index: Path) -> Parts:
 
 def read_index(index: Path) -> dict[str, str]:
     """Return which shard holds each tensor, as an index file says."""
-    damaged = CheckpointError(f"{shown(index, 1000)} is not an index of shards: get it again")
+    damaged = CheckpointError(
+        f"{shown(index, 1000)} is not an index of shards: get it again, or give the weights "
+        "themselves"
+    )
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise damaged
     try:
-        content = json.loads(index.read_bytes())
-    except (ValueError, RecursionError):
+        content = parse_json(index.read_bytes())
+    except ValueError:
         raise damaged from None
     promised = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(promised, dict) or not 0 < len(promised) <= MAX_TENSORS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from vkrt.errors import CheckpointError
+from vkrt.weights.bounded_json import parse_json
 from vkrt.weights.checkpoint import is_safetensors
 from vkrt.weights.folder import find_parts
 from vkrt.weights.lora_names import WRAPPER
@@ -118,8 +118,8 @@ def read_notes(path: Path) -> Notes:
 def parsed(text: str | bytes, path: Path) -> dict[str, Any]:
     """Return the settings in a piece of JSON."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         raise damaged(path) from None
     if not isinstance(content, dict):
         raise damaged(path)

@@ -1,17 +1,29 @@
-"""Read one .safetensors file: the header's claims are checked before anything is allocated."""
+"""Read one .safetensors file: the header's claims are checked before anything is allocated.
+
+Imports no torch; tensors are read with it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from torch import Tensor
 
 from vkrt.errors import CheckpointError
-from vkrt.weights.safety_limits import MAX_HEADER_BYTES, MAX_TENSORS, shown
+from vkrt.weights.bounded_json import check_json
+from vkrt.weights.safety_limits import (
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_VALUES,
+    MAX_TENSORS,
+    shown,
+)
 
-__all__ = ["read_safetensors", "safetensors_shapes"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_dimensions", "open_checked", "read_safetensors", "safetensors_shapes"]
 
 LENGTH_BYTES = 8
 
@@ -35,8 +47,13 @@ def check_header(path: Path) -> None:
             )
         if size < LENGTH_BYTES + length:
             raise CheckpointError(f"{shown(path, 1000)} is truncated: get it again")
-        # Counting bytes costs no memory; the parser would build an object for each.
-        check_count(path, file.read(length).count(b'"data_offsets"'))
+        header = file.read(length)
+    # Counting bytes costs no memory; the parser would build an object for each.
+    check_count(path, header.count(b'"data_offsets"'))
+    try:
+        check_json(header, MAX_HEADER_VALUES)
+    except ValueError as error:
+        raise damaged(path, error) from None
 
 
 def check_count(path: Path, count: int) -> None:
@@ -68,7 +85,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with open_checked(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for tensor in found.values():
+                check_dimensions(tensor.ndim)
+            return found
     except CheckpointError:
         raise
     except Exception as error:
@@ -83,13 +103,26 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         CheckpointError: the file is damaged or beyond the limits.
     """
     try:
-        with open_checked(path) as file:
+        with open_checked(path, "numpy") as file:
             names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        for shape in shapes.values():
+            check_dimensions(len(shape))
+        return shapes
     except CheckpointError:
         raise
     except Exception as error:
         raise damaged(path, error) from None
+
+
+def check_dimensions(count: int) -> None:
+    """Refuse a tensor of more dimensions than torch handles.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if count > MAX_DIMENSIONS:
+        raise ValueError(f"it has a tensor of {count:,} dimensions")
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:

@@ -17,18 +17,24 @@ __all__ = [
     "MAX_GRAPH_FIELDS",
     "MAX_GROWTH",
     "MAX_HEADER_BYTES",
+    "MAX_HEADER_VALUES",
     "MAX_INDEX_BYTES",
+    "MAX_INTEGER_BYTES",
     "MAX_JSON_DEPTH",
+    "MAX_JSON_VALUES",
     "MAX_LAYOUT_STEPS",
     "MAX_LOST_FRAMES",
     "MAX_MANIFEST_BYTES",
     "MAX_MEGAPIXELS",
     "MAX_PHOTO_BYTES",
+    "MAX_PICKLE_STEPS",
     "MAX_PORTS",
     "MAX_PORT_ELEMENTS",
+    "MAX_REUSE",
     "MAX_STAGES",
     "MAX_STEPS",
     "MAX_TENSORS",
+    "MAX_TENSOR_DIMENSIONS",
     "MAX_TEXT_GROWTH",
     "MAX_TOKENIZER_BYTES",
     "MAX_TOKEN_CHARACTERS",
@@ -96,6 +102,18 @@ MAX_JSON_DEPTH = 64
 # Of sam2.1-large: 1024 / 16 squared places of 256 channels, and two maps of 4 and 16 times these
 # with an eighth and a quarter of the channels: 25 MB of float32; larger inputs take more.
 MAX_EMBEDDING_BYTES = 2 * 1024**3
+# Values in it: every tensor takes some ten, with a number for each dimension.
+MAX_HEADER_VALUES = 16 * MAX_TENSORS
+# Steps of a pickle: some 35 a tensor, and each makes one object of up to 60 bytes or so.
+MAX_PICKLE_STEPS = 1_000_000
+# An integer of a pickle: states of random generators take 16 bytes.
+MAX_INTEGER_BYTES = 255
+# Of a tensor; torch itself handles no more.
+MAX_TENSOR_DIMENSIONS = 64
+# How often the bytes of a file may come back in its tensors: tied weights come twice.
+MAX_REUSE = 4
+# A JSON file of a checkpoint: each value takes some 60 bytes as a Python object.
+MAX_JSON_VALUES = 200_000
 
 MAX_SHOWN = 5
 

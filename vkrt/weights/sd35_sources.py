@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from vkrt.errors import CheckpointError
 from vkrt.models.sd35.known import ENCODER_FILES
+from vkrt.weights.bounded_json import parse_json
 from vkrt.weights.safetensors_file import open_checked
 from vkrt.weights.safety_limits import MAX_INDEX_BYTES, listed, shown
 from vkrt.weights.sd35_names import is_diffusers
@@ -226,10 +226,10 @@ def settings_of(folder: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError("it is too large")
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no object")
-    except (ValueError, RecursionError, OSError):
+    except (ValueError, OSError):
         raise CheckpointError(
             f"{shown(file, 1000)} can't be read as settings: get the folder again"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from math import prod
 from pathlib import Path
@@ -12,9 +11,15 @@ import torch
 from torch import Tensor
 
 from vkrt.errors import CheckpointError
+from vkrt.weights.bounded_json import parse_json
 from vkrt.weights.checkpoint import gather, is_safetensors
-from vkrt.weights.safetensors_file import LENGTH_BYTES, damaged, open_checked
-from vkrt.weights.safety_limits import shown
+from vkrt.weights.safetensors_file import (
+    LENGTH_BYTES,
+    check_dimensions,
+    damaged,
+    open_checked,
+)
+from vkrt.weights.safety_limits import MAX_HEADER_VALUES, shown
 
 __all__ = ["Entry", "read_entries", "read_run"]
 
@@ -68,7 +73,7 @@ def entries_of_file(path: Path) -> dict[str, Entry]:
         # The library checks sizes, ranges and overlaps.
         with open_checked(path, "numpy"), path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), MAX_HEADER_VALUES)
         start = LENGTH_BYTES + length
         return {
             name: entry_of(path, name, claim, start)
@@ -87,6 +92,7 @@ def entry_of(path: Path, name: str, claim: dict[str, Any], start: int) -> Entry:
     dtype = FLOATS.get(claim["dtype"])
     shape = tuple(map(int, claim["shape"]))
     begin, end = map(int, claim["data_offsets"])
+    check_dimensions(len(shape))
     if dtype is not None and end - begin != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has another size than its shape")
     return Entry(path, name, shape, dtype, start + begin)
