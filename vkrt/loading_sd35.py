@@ -34,7 +34,7 @@ def load_generator(
     meant: Meant,
     options: Options,
     precision: str | Mapping[str, str] = "auto",
-    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    encoders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
 ) -> Generator:
@@ -44,7 +44,8 @@ def load_generator(
         meant: which; without a name it is recognised by its shapes.
         options: backend, device, threads, memory limit, cache.
         precision: of all stages or of some, as vkrt.backends.policy.parse_policy takes it.
-        encoders: files of single components, by "clip_l", "clip_g", "t5" and "vae".
+        encoders: files of single components, by "clip_l", "clip_g", "t5" and "vae"; None leaves
+            one out.
         tokenizers: their folder; None looks in that of the checkpoint.
         control_model: a ControlNet's file or folder.
 
@@ -80,7 +81,7 @@ def load_generator(
         meant.source,
         meant.name,
         cache=options.cache,
-        encoders={part: Path(path) for part, path in (encoders or {}).items()},
+        encoders=encoders,
         controlnet=None if control_model is None else Path(control_model),
     )
     backends_of = StageBackends(options, parse_policy(precision, tuple(PARTS)))

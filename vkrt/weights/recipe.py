@@ -13,18 +13,22 @@ from vkrt.errors import CheckpointError
 from vkrt.weights.mapped_file import MappedFile
 from vkrt.weights.safetensors_file import damaged
 from vkrt.weights.safety_limits import shown
-from vkrt.weights.tensor_index import Entry, read_run
+from vkrt.weights.tensor_index import Entry, Scale, read_run
 
 __all__ = ["Assembler", "Recipe", "Run"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Name values of a tensor that follow one another: `count` from the `first` on."""
+    """Name values of a tensor that follow one another: `count` from the `first` on.
+
+    Where it is scaled (fp8), they are to be multiplied by `scale`.
+    """
 
     entry: Entry
     first: int
     count: int
+    scale: Scale | None = None
 
 
 class Recipe(NamedTuple):
@@ -69,7 +73,8 @@ class Assembler:
         """Return whether a whole tensor of the file is what is wanted."""
         entry = recipe.runs[0].entry
         is_aligned = entry.offset % self.dtype.itemsize == 0
-        return len(recipe.runs) == 1 and entry.dtype == self.dtype and is_aligned
+        is_plain = len(recipe.runs) == 1 and recipe.runs[0].scale is None
+        return is_plain and entry.dtype == self.dtype and is_aligned
 
     def mapped(self, recipe: Recipe) -> Tensor:
         """Return a tensor of a file, in place."""
@@ -89,7 +94,7 @@ class Assembler:
         places = tensor.flatten().split([run.count for run in recipe.runs])
         for run, place in zip(recipe.runs, places, strict=True):
             try:
-                read_run(run.entry, run.first, place)
+                read_run(run.entry, run.first, place, run.scale)
             except OSError as error:
                 raise damaged(run.entry.path, error) from None
         return tensor

@@ -13,9 +13,11 @@ from vkrt import catalog
 from vkrt.errors import CheckpointError
 from vkrt.models.sam2.model import Sam2
 from vkrt.weights.checkpoint import read_tensors
+from vkrt.weights.family import family_of
 from vkrt.weights.hub import pull
 from vkrt.weights.safety_limits import listed, shown
-from vkrt.weights.sam2_names import is_transformers, official_name, to_official
+from vkrt.weights.sam2_names import is_transformers, official_name
+from vkrt.weights.sam2_parts import completed, own_tensors, parts_in
 from vkrt.weights.skip_init import SkipInit
 
 __all__ = ["load_sam2", "recognise"]
@@ -53,8 +55,9 @@ def load_sam2(
 
     Args:
         checkpoint: a file or folder as in read_tensors, with official names or those of
-            transformers' Sam2Model or Sam2VideoModel; None takes the weights of `name` that are
-            in the package or already downloaded.
+            transformers' Sam2Model or Sam2VideoModel, behind any prefix; None takes the weights
+            of `name` that are in the package or already downloaded. Where it holds whole modules
+            alone (a fine-tuned mask decoder), the rest is those weights.
         name: the model by any name that catalog.find takes; None recognises it by its tensors.
         image_size: run at this input size, in pixels; weights do not depend on it.
         cache: folder of downloads; None is the default one.
@@ -67,15 +70,18 @@ def load_sam2(
         CheckpointError: the weights are damaged, hostile, or of another model.
         DownloadError: checkpoint is None and there are no weights here.
         UnknownModelError: the catalog does not hold the name, or the size can't be.
+
+    Warns:
+        RuntimeWarning: parts of other models were left out, or the rest of the model was added.
     """
     wanted = None if name is None else catalog.find(name, image_size)
     if checkpoint is None:
         if wanted is None:
             raise CheckpointError("give a checkpoint, or the name of a model (see `vkrt models`)")
         checkpoint = pull(wanted, cache, offline=True)
-    tensors = read_tensors(checkpoint)
+    found = read_tensors(checkpoint)
     try:
-        tensors = to_official(tensors)
+        tensors = completed(own_tensors(found, checkpoint), wanted, cache, checkpoint)
         model = choose(shapes_of(tensors), wanted, image_size)
         module = build(model, tensors)
     except CheckpointError as error:
@@ -98,10 +104,7 @@ def recognise(shapes: Shapes) -> catalog.Model:
     if is_transformers(shapes):
         shapes = {official_name(name): shape for name, shape in shapes.items()}
     if not any(name.startswith(BLOCKS) for name in shapes):
-        raise CheckpointError(
-            f"this checkpoint holds no SAM 2 model but {listed(sorted(shapes))}: "
-            f"give a checkpoint of {', '.join(catalog.names())}"
-        )
+        raise CheckpointError(why_not_sam2(shapes))
     stages = stages_of(shapes)
     for name in catalog.names():
         model = catalog.find(name)
@@ -113,6 +116,24 @@ def recognise(shapes: Shapes) -> catalog.Model:
     raise CheckpointError(
         f"this checkpoint holds a model that is not known, with {seen or 'no readable blocks'} "
         f"(version {version_of(shapes)}): give a checkpoint of {', '.join(catalog.names())}"
+    )
+
+
+def why_not_sam2(shapes: Shapes) -> str:
+    """Return what a checkpoint without SAM 2's image encoder holds instead."""
+    held = parts_in(shapes)
+    if held:
+        parts = " and ".join(part.rstrip(".") for part in held)
+        return (
+            f"this checkpoint holds {parts} of SAM 2 alone: name the model that it was trained "
+            'from too, as in vkrt.load("sam2.1-tiny", PATH)'
+        )
+    family = family_of(shapes)
+    if family is not None:
+        return f"this checkpoint is {family}"
+    return (
+        f"this checkpoint holds no SAM 2 model but {listed(sorted(shapes))}: "
+        f"give a checkpoint of {', '.join(catalog.names())}"
     )
 
 
@@ -153,6 +174,10 @@ def choose(shapes: Shapes, wanted: catalog.Model | None, image_size: int | None)
     """Return the wanted model, or the recognised one at the wanted input size."""
     if wanted is None:
         return catalog.find(recognise(shapes).name, image_size)
+    if not any(name.startswith(BLOCKS) for name in shapes):
+        family = family_of(shapes)
+        if family is not None and not parts_in(shapes):
+            raise CheckpointError(f"this checkpoint is {family}")
     try:
         held = recognise(shapes)
     except CheckpointError:
@@ -225,7 +250,12 @@ def to_float32(name: str, tensor: Tensor) -> Tensor:
     Raises:
         CheckpointError: it holds NaN or infinity.
     """
-    tensor = tensor.to(torch.float32).contiguous()
+    try:
+        tensor = tensor.to(torch.float32).contiguous()
+    except RuntimeError:
+        raise CheckpointError(
+            f"{name} is {tensor.dtype}, which is not converted: save it as fp16, bf16 or fp32"
+        ) from None
     # The extremes carry any NaN or infinity, and need no mask of the tensor's size.
     if not torch.stack(tensor.aminmax()).isfinite().all():
         raise CheckpointError(f"{name} holds NaN or infinity: get an undamaged checkpoint")

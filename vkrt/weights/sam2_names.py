@@ -17,6 +17,8 @@ Replacement = str | Callable[[re.Match[str]], str]
 
 POINT_EMBED = "prompt_encoder.point_embed.weight"
 POINT_KINDS = 4
+# What only transformers calls so; parts of a model may have the decoder alone.
+THEIRS = ("vision_encoder.", "mask_decoder.upscale_conv1.", "shared_image_embedding.")
 
 # Heads of three linear layers; every other MLP has two.
 HEADS = r"(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)"
@@ -79,7 +81,7 @@ RULES: list[tuple[str, Replacement]] = [
 
 def is_transformers(names: Iterable[str]) -> bool:
     """Tell transformers' names from the official ones."""
-    return any(name.startswith("vision_encoder.") for name in names)
+    return any(name.startswith(THEIRS) for name in names)
 
 
 def official_name(name: str) -> str:

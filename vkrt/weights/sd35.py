@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -21,16 +22,18 @@ from vkrt.weights.sd35_config import described, known_name, recognise
 from vkrt.weights.sd35_fit import PARTS_OF, Fit
 from vkrt.weights.sd35_modules import build_part, shapes_of_part
 from vkrt.weights.sd35_shapes import ShapeTable, controlnet_config
-from vkrt.weights.sd35_sources import TOKENIZERS, Component, find_components
+from vkrt.weights.sd35_sources import FOLDERS, TOKENIZERS, Component, find_components
 
 __all__ = ["DTYPES", "Sd35Weights", "open_sd35"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Components that may come from files of their own.
 SEPARATE = ("clip_l", "clip_g", "t5", "vae")
+# As diffusers calls them.
+OF_DIFFUSERS = {FOLDERS[kind]: kind for kind in SEPARATE}
 SAMPLED_BYTES = 128
 
-Paths = Mapping[str, str | Path]
+Paths = Mapping[str, str | os.PathLike[str] | None]
 
 
 def open_sd35(
@@ -50,7 +53,8 @@ def open_sd35(
         name: the model by catalog name, hub id or file name; None recognises it by its shapes.
         cache: folder of downloads; None is the default one.
         encoders: files or folders of single components, by "clip_l", "clip_g", "t5" and "vae";
-            they go before what the checkpoint holds.
+            they go before what the checkpoint holds. None leaves one out that is there: without
+            "t5", prompts are read by the two CLIPs alone.
         controlnet: a ControlNet of the official 8B family, a file or a folder of diffusers.
 
     Raises:
@@ -91,18 +95,24 @@ def downloaded(wanted: str | None, cache: Path | None) -> Path:
     return pull(catalog.picture_models()[wanted], cache, offline=True)
 
 
-def paths_of(encoders: Paths, controlnet: str | Path | None) -> dict[str, Path]:
-    """Return the path of each component that is given by itself.
+def paths_of(encoders: Paths, controlnet: str | Path | None) -> dict[str, Path | None]:
+    """Return the path of each component that is given by itself, None for one to leave out.
 
     Raises:
-        CheckpointError: there is no such component.
+        CheckpointError: there is no such component, or it is given no path.
     """
-    unknown = sorted(encoders.keys() - set(SEPARATE))
-    if unknown:
-        raise CheckpointError(
-            f"encoders has {shown(', '.join(unknown))}, and may have only {', '.join(SEPARATE)}"
-        )
-    paths = {kind: Path(path) for kind, path in encoders.items()}
+    paths: dict[str, Path | None] = {}
+    for given, place in encoders.items():
+        kind = OF_DIFFUSERS.get(given, given)
+        if kind not in SEPARATE:
+            raise CheckpointError(
+                f"encoders has {shown(given)}, and may have only {', '.join(SEPARATE)}"
+            )
+        if place is not None and (not isinstance(place, str | os.PathLike) or not str(place)):
+            raise CheckpointError(
+                f"encoders[{kind!r}] is {shown(repr(place))}: give a path, or None to leave it out"
+            )
+        paths[kind] = None if place is None else Path(place)
     return paths if controlnet is None else {**paths, "controlnet": Path(controlnet)}
 
 
@@ -231,7 +241,8 @@ class Sd35Weights:
         """
         digest = hashlib.blake2b(digest_size=16)
         for kind, component in sorted(self.components.items()):
-            for name, entry in sorted(component.entries.items()):
+            scales = {f"{name} scale": scale.entry for name, scale in component.scales.items()}
+            for name, entry in sorted({**component.entries, **scales}.items()):
                 digest.update(f"{kind} {name} {entry.shape} {entry.dtype} ".encode())
                 with entry.path.open("rb") as file:
                     file.seek(entry.offset)

@@ -84,9 +84,10 @@ class Fit:
             self.not_floats.append(shown_as)
             return None
         count = prod(shape)
+        scale = component.scale_of(piece.name)
         if piece.half is None:
-            return Run(entry, 0, count)
-        return Run(entry, piece.half * count // 2, count // 2)
+            return Run(entry, 0, count, scale)
+        return Run(entry, piece.half * count // 2, count // 2, scale)
 
     def finish(self, model: str) -> None:
         """Refuse the checkpoint if anything differs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.bounded_json import parse_json
-from vkrt.weights.checkpoint import gather, is_safetensors
+from vkrt.weights.checkpoint import gather, is_safetensors, shapes_of_file
+from vkrt.weights.family import family_of
 from vkrt.weights.safetensors_file import (
     LENGTH_BYTES,
     check_dimensions,
@@ -21,7 +23,7 @@ from vkrt.weights.safetensors_file import (
 )
 from vkrt.weights.safety_limits import MAX_HEADER_VALUES, shown
 
-__all__ = ["Entry", "read_entries", "read_run"]
+__all__ = ["Entry", "Scale", "read_entries", "read_run"]
 
 # As the format names them (https://huggingface.co/docs/safetensors); others hold no weights.
 FLOATS = {
@@ -65,8 +67,11 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, Entry]:
 def entries_of_file(path: Path) -> dict[str, Entry]:
     """Return the tensors of one file, as its header describes them."""
     if not is_safetensors(path):
+        family = family_of(shapes_of_file(path), parts=False)
         raise CheckpointError(
-            f"{shown(path, 1000)} was written by torch.save, and this model is read from "
+            f"{shown(path, 1000)} is {family}"
+            if family is not None
+            else f"{shown(path, 1000)} was written by torch.save, and this model is read from "
             "safetensors only: get its .safetensors file"
         )
     try:
@@ -98,15 +103,50 @@ def entry_of(path: Path, name: str, claim: dict[str, Any], start: int) -> Entry:
     return Entry(path, name, shape, dtype, start + begin)
 
 
-def read_run(entry: Entry, first: int, target: Tensor) -> None:
+@dataclass(frozen=True)
+class Scale:
+    """Say what the values of a scaled tensor are to be multiplied by.
+
+    Attributes:
+        entry: one number, or one for each row.
+        columns: values of a row.
+    """
+
+    entry: Entry
+    columns: int
+
+    def factors(self, first: int, count: int) -> Tensor:
+        """Return what to multiply `count` values from the `first` on by, in float32.
+
+        Raises:
+            CheckpointError: the file is truncated.
+        """
+        if prod(self.entry.shape) == 1:
+            return read_floats(self.entry, 0, 1)
+        row, within = divmod(first, self.columns)
+        rows = -(-(within + count) // self.columns)
+        values = read_floats(self.entry, row, rows).repeat_interleave(self.columns)
+        return values[within : within + count]
+
+
+def read_floats(entry: Entry, first: int, count: int) -> Tensor:
+    """Return values of a tensor (count,) in float32."""
+    values = torch.empty(count, dtype=torch.float32)
+    read_run(entry, first, values)
+    return values
+
+
+def read_run(entry: Entry, first: int, target: Tensor, scale: Scale | None = None) -> None:
     """Fill `target` (n,) with n values of a tensor, converted; nothing else is allocated.
 
-    They are read and not mapped: pages of the file would count as this process's memory.
+    They are read and not mapped: pages of the file would count as this process's memory. Scaled
+    ones are multiplied in float32.
 
     Args:
         entry: the tensor, of floating point.
         first: its first value, as it lies in memory.
         target: one-dimensional and contiguous, of any dtype.
+        scale: of the tensor, where it is scaled.
 
     Raises:
         CheckpointError: the file ends before.
@@ -116,8 +156,11 @@ def read_run(entry: Entry, first: int, target: Tensor) -> None:
     buffer = bytearray(step * dtype.itemsize)
     with entry.path.open("rb") as file:
         file.seek(entry.offset + first * dtype.itemsize)
-        for chunk in target.split(step):
+        for index, chunk in enumerate(target.split(step)):
             view = memoryview(buffer)[: chunk.numel() * dtype.itemsize]
             if file.readinto(view) != len(view):
                 raise CheckpointError(f"{shown(entry.path, 1000)} is truncated: get it again")
-            chunk.copy_(torch.frombuffer(view, dtype=dtype))
+            values = torch.frombuffer(view, dtype=dtype)
+            if scale is not None:
+                values = values.float().mul_(scale.factors(first + index * step, chunk.numel()))
+            chunk.copy_(values)
