@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def export_sd35(
     precision: str = "fp32",
     *,
     force: bool = False,
-    encoders: Mapping[str, Path] | None = None,
+    encoders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     controlnet: Path | None = None,
     int8: Int8 | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from vkrt.errors import CheckpointError
 from vkrt.weights.lora_file import read_lora
 from vkrt.weights.lora_layer import Layer
+from vkrt.weights.lora_names import Address
 
 UP, DOWN = "transformer.a.b.lora_B.weight", "transformer.a.b.lora_A.weight"
 
@@ -99,6 +100,55 @@ def test_whole_factors_have_no_rank(tmp_path: Path) -> None:
     write(tmp_path / "adapter_model.safetensors", tensors)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "alpha": 4}))
     assert only_layer(tmp_path / "adapter_model.safetensors").strength == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("bundle_emb.me.string_to_param.*", "embeddings of words (1)"),
+        ("emb_params", "embeddings of words (1)"),
+        ("clip_l", "embeddings of words (1)"),
+        ("lycoris_a.w_norm", "changes of norms (1)"),
+        ("lycoris_a.b_norm", "changes of norms (1)"),
+        ("diffusion_model.a.diff_b", "changes of biases (1)"),
+    ],
+)
+def test_what_is_no_matrix_is_left_out_with_a_word(tmp_path: Path, key: str, what: str) -> None:
+    path = write(tmp_path / "x.safetensors", {**plain(), key: torch.ones(3)})
+    with pytest.warns(RuntimeWarning) as caught:
+        assert only_layer(path).matrix.shape == (6, 5)
+    assert what in str(caught[0].message) and str(path) in str(caught[0].message)
+
+
+def test_a_whole_difference_is_added(tmp_path: Path) -> None:
+    change = torch.arange(30.0).view(6, 5)
+    layer = only_layer(write(tmp_path / "x.safetensors", {"diffusion_model.a.diff": change}))
+    assert torch.equal(layer.change(torch.zeros(6, 5)), change)
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["transformer.base_model.model.", "base_model.model.transformer.", "unet.", "", "_orig_mod."],
+)
+def test_wrapped_names_mean_the_transformer(tmp_path: Path, start: str) -> None:
+    path = "transformer_blocks.1.attn.to_q"
+    tensors = {f"{start}{path}.lora_{k}.weight": torch.ones(4, 4) for k in "AB"}
+    layer = only_layer(write(tmp_path / "x.safetensors", tensors))
+    assert layer.address == Address("denoiser", path, flat=False)
+
+
+def test_notes_are_found_through_a_wrapper(tmp_path: Path) -> None:
+    tensors = {
+        k.replace("transformer.", "transformer.base_model.model."): v for k, v in plain().items()
+    }
+    notes = metadata(r=4, lora_alpha=6, alpha_pattern={"a.b": 2})
+    assert only_layer(write(tmp_path / "x.safetensors", tensors, notes)).strength == 0.5
+
+
+def test_a_model_given_as_a_lora_is_named(tmp_path: Path) -> None:
+    model = {"joint_blocks.0.x_block.attn.ln_q.weight": torch.ones(4)}
+    said = refusal(write(tmp_path / "x.safetensors", model))
+    assert "it is no LoRA but Stable Diffusion 3.5" in said
 
 
 def test_a_torch_file_is_read_too(tmp_path: Path) -> None:

@@ -120,6 +120,138 @@ def test_plain_fp8_is_read(states: States, tmp_path: Path) -> None:
     assert_holds(weights, {"t5": {k: v.to(torch.bfloat16) for k, v in small.items()}}, "bf16")
 
 
+def scaled(state: State, scale_name: str, by_row: bool = False) -> tuple[State, State]:
+    """Return matrices as scaled fp8 beside the rest, and the weights that this stands for."""
+    given: State = {}
+    meant: State = {}
+    for name, tensor in state.items():
+        given[name] = meant[name] = tensor
+        if name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().amax(dim=1 if by_row else (0, 1)) / 448
+            by = scale[:, None] if by_row else scale
+            given[name] = (tensor / by).to(torch.float8_e4m3fn)
+            given[f"{name.removesuffix('weight')}{scale_name}"] = by if by_row else scale
+            meant[name] = given[name].float() * by
+    assert any(not torch.equal(meant[name], tensor) for name, tensor in state.items())
+    return given, meant
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("scale_name", "by_row"),
+    [("scale_weight", False), ("weight_scale", False), ("weight_scale", True)],
+)
+def test_scaled_fp8_is_multiplied_out(
+    states: States, tmp_path: Path, scale_name: str, by_row: bool, dtype: str
+) -> None:
+    """Formula: fp8 value * scale in float32, then the wanted dtype."""
+    wanted: States = {}
+    everything: State = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for kind in ("transformer", "t5"):
+        given, wanted[kind] = scaled(states[kind], scale_name, by_row)
+        first = next(name for name in given if name.endswith(scale_name))
+        given["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+        given[first.replace(scale_name, "scale_input")] = torch.tensor(0.5)
+        given[first.replace(scale_name, "comfy_quant")] = text_tensor('{"format": "float8_e4m3fn"}')
+        everything |= {f"{SINGLE_FILE[kind]}{name}": tensor for name, tensor in given.items()}
+    weights = open_sd35(saved(tmp_path / "x", everything))
+    assert_holds(weights, wanted, dtype)
+    other = {k: v * 2 if k.endswith(scale_name) else v for k, v in everything.items()}
+    assert open_sd35(saved(tmp_path / "y", other)).fingerprint() != weights.fingerprint()
+
+
+def test_scaled_fp8_under_the_names_of_diffusers(states: States, tmp_path: Path) -> None:
+    """Each third of a fused weight has its own scale, and halves change places."""
+    depth = TINY.mmdit.depth
+    given, meant = scaled(
+        to_diffusers("transformer", states["transformer"], depth), "weight_scale", by_row=True
+    )
+    found = open_sd35(saved(tmp_path / "x", given))
+    official = {
+        name: tensor
+        for part in PARTS_OF["transformer"]
+        for name, tensor in found.load(part, "fp32").state_dict().items()
+    }
+    back = to_diffusers("transformer", official, depth)
+    assert back.keys() == meant.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in meant.items())
+
+
+def text_tensor(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"x.comfy_quant": text_tensor('{"format": "nvfp4"}')}, "of which only scaled fp8 is read"),
+        ({"x.weight_scale_2": torch.ones(1)}, "of which only scaled fp8 is read"),
+        ({"x.weight_scale": torch.ones(1)}, "x.weight_scale of 1 values, which scales no weight"),
+        ({"context_embedder.scale_weight": torch.ones(3)}, "of 3 values, which scales no weight"),
+    ],
+)
+def test_other_scaled_weights_are_refused(
+    states: States, tmp_path: Path, extra: State, words: str
+) -> None:
+    assert words in refusal(saved(tmp_path / "x", states["transformer"] | extra))
+
+
+def test_parts_of_the_models_that_components_come_from_are_left_out(
+    states: States, tmp_path: Path
+) -> None:
+    t5 = states["t5"] | {
+        "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2),
+        "decoder.final_layer_norm.weight": torch.ones(2),
+        "lm_head.weight": torch.ones(2, 2),
+    }
+    clip = states["clip_l"] | {
+        "vision_model.embeddings.class_embedding": torch.ones(2),
+        "visual_projection.weight": torch.ones(2, 2),
+        "logit_scale": torch.ones(()),
+    }
+    everything = single_file({kind: states[kind] for kind in ("transformer", "clip_g", "vae")})
+    everything |= {
+        "conditioner.embedders.0.x": torch.ones(2),
+        "first_stage_model.loss.logvar": torch.ones(1),
+        "model_ema.decay": torch.ones(1),
+    }
+    encoders = {"t5": saved(tmp_path / "t5", t5), "clip_l": saved(tmp_path / "clip", clip)}
+    with pytest.warns(RuntimeWarning) as caught:
+        weights = open_sd35(saved(tmp_path / "x", everything), encoders=encoders)
+    assert_holds(weights, states)
+    (said,) = (str(warning.message) for warning in caught)
+    for part in (
+        *("conditioner (1)", "running average (1)", "vae's training loss (1)"),
+        *("t5's decoder (3)", "clip_l's vision tower (2)"),
+    ):
+        assert part in said
+    odd = everything | {"my_head.weight": torch.ones(2)}
+    with pytest.warns(RuntimeWarning):
+        assert "1 unexpected (my_head.weight)" in refusal(saved(tmp_path / "y", odd))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.mmdit.", "transformer."]
+)
+def test_any_prefix_of_the_transformer(states: States, tmp_path: Path, prefix: str) -> None:
+    own = {f"{prefix}{name}": tensor for name, tensor in states["transformer"].items()}
+    file = saved(tmp_path / "x", own)
+    assert_holds(open_sd35(file), {"transformer": states["transformer"]})
+    if prefix == "net.mmdit.":
+        odd = saved(tmp_path / "y", own | {"net.head.weight": torch.ones(2)})
+        assert "1 unexpected (net.head.weight)" in refusal(odd)
+
+
+def test_a_component_is_left_out_by_wish(tiny_file: Path, states: States) -> None:
+    without = open_sd35(tiny_file, encoders={"t5": None})
+    assert without.parts == open_sd35(tiny_file).parts - {"t5"}
+    assert_holds(without, {kind: states[kind] for kind in ("transformer", "clip_l", "vae")})
+    named = open_sd35(tiny_file, encoders={"text_encoder_3": None})
+    assert named.parts == without.parts
+    for place in ("", False, 3, b"x", ["x"]):
+        assert "give a path, or None to leave it out" in refusal(tiny_file, encoders={"t5": place})
+
+
 @pytest.mark.parametrize("bare", [True, False], ids=["bare", "prefixed"])
 def test_the_transformer_alone_with_files_of_the_others(
     states: States, tmp_path: Path, bare: bool
@@ -478,15 +610,16 @@ def test_other_models_are_refused(states: States, tmp_path: Path) -> None:
     old = {k: v for k, v in states["transformer"].items() if ".ln_" not in k}
     assert "is Stable Diffusion 3, not 3.5" in refusal(saved(tmp_path / "a", old))
     other = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(3)}
-    assert "transformer lacks x_embedder.proj.weight" in refusal(saved(tmp_path / "b", other))
+    assert "is Stable Diffusion 1 or another model" in refusal(saved(tmp_path / "b", other))
+    lone = {"model.diffusion_model.blocks.0.weight": torch.ones(3)}
+    message = refusal(saved(tmp_path / "f", lone))
+    assert "no transformer of Stable Diffusion 3.5 but model.diffusion_model.blocks.0" in message
     message = refusal(saved(tmp_path / "c", states["clip_l"]))
-    assert "no transformer of Stable Diffusion 3.5 but text_model" in message
+    assert "is a CLIP text encoder alone: load a transformer, and give this file as" in message
     (tmp_path / "folder").mkdir()
     assert "has no model.safetensors" in refusal(tmp_path / "folder")
     torch.save({"x": torch.ones(1)}, tmp_path / "d")
     assert "read from safetensors only" in refusal(tmp_path / "d")
-    scaled = states["transformer"] | {"scaled_fp8": torch.ones(2)}
-    assert "scaled fp8 weights (scaled_fp8)" in refusal(saved(tmp_path / "e", scaled))
 
 
 def test_components_of_two_models_are_refused(tiny_file: Path, tmp_path: Path) -> None:

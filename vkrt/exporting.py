@@ -32,7 +32,7 @@ def export_model(
     photos_only: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     allow_loss: bool = False,
-    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    encoders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
     report: Report = ignore,

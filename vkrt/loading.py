@@ -27,7 +27,7 @@ def load(
     image_size: int | None = None,
     embedding_cache_bytes: int = EMBEDDING_CACHE_BYTES,
     memory_limit: int | None = None,
-    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
+    encoders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     tokenizers: Paths | None = None,
     control_model: str | os.PathLike[str] | None = None,
     export: str = "auto",
@@ -39,8 +39,11 @@ def load(
         model: a catalog name ("sam2.1-tiny"), hub id or upstream config path; or the path of a
             checkpoint, whose model is then recognised from its tensors; or the folder of a bundle
             that `vkrt export` wrote, of either family, which needs no torch.
-        checkpoint: an official .pt, a .safetensors file, a transformers folder or a bundle; None
-            takes the packaged weights, or those that `vkrt pull` fetched.
+        checkpoint: an official .pt, a .safetensors file, a transformers folder, the index of its
+            shards or a bundle; None takes the packaged weights, or those that `vkrt pull` fetched.
+            Prefixes of names and what training keeps beside the weights make no difference. A
+            file of whole modules of SAM 2 alone (a fine-tuned mask decoder) is put over those
+            weights of the model.
         backend: "eager" runs PyTorch, "onnx" ONNX Runtime, "openvino" OpenVINO; for these two a
             checkpoint is exported once, into the cache folder, unless a bundle of it ships with
             vkrt. "auto" is what $VKRT_BACKEND says; else, on a CPU, "onnx" for what is a bundle
@@ -59,7 +62,8 @@ def load(
         memory_limit: of a Generator: bytes that its stages may use on its device, up to 2**50;
             None is no limit.
         encoders: of a Generator whose checkpoint lacks them, the files of "clip_l", "clip_g", "t5"
-            and "vae". Without T5, prompts are read by the two CLIPs alone.
+            and "vae"; None leaves one out that the checkpoint has. Without T5, prompts are read by
+            the two CLIPs alone.
         tokenizers: of a Generator: a folder that has them, or one for "clip_l" and "t5" each; None
             looks in the folder of the checkpoint.
         control_model: a ControlNet for a Generator, a file or a folder of diffusers.

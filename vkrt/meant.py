@@ -11,7 +11,7 @@ from vkrt import catalog
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.errors import UnknownModelError
 from vkrt.manifest import SD35, read_manifest
-from vkrt.weights.family import find_sd35, holds_sd35
+from vkrt.weights.family import NOT_RUN, family_by_name, find_sd35, holds_sd35
 
 __all__ = ["Meant", "Paths", "understand"]
 
@@ -67,6 +67,9 @@ def understand(model: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
         catalog.find(text)
     except UnknownModelError:
         if not place.exists():
+            family = family_by_name(text)
+            if family is not None:
+                raise UnknownModelError(f"{text!r:.200} is {family}, {NOT_RUN}") from None
             raise
         return Meant(None, place, makes_pictures=holds_pictures(place))
     return Meant(text, None, makes_pictures=False)

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vkrt.errors import CheckpointError
 from vkrt.weights.checkpoint import read_tensors
+from vkrt.weights.extra_parts import split_off, warn_left_out
+from vkrt.weights.family import family_of
 from vkrt.weights.lora_layer import Layer, Matrix, make_matrix
-from vkrt.weights.lora_names import address_of, split_key
+from vkrt.weights.lora_names import address_of, extra_of, split_key
 from vkrt.weights.lora_notes import Notes, read_notes
 from vkrt.weights.safety_limits import listed, shown
 
@@ -44,7 +46,8 @@ class Lora:
 def read_lora(path: str | os.PathLike[str]) -> Lora:
     """Read a LoRA, LoHa or LoKr, with or without DoRA's magnitudes; its tensors stay mapped.
 
-    The names may be those of peft and diffusers, kohya, OneTrainer or LyCORIS. A layer without
+    The names may be those of peft and diffusers, kohya, OneTrainer or LyCORIS. Embeddings and
+    changes of norms and biases that come along are left out. A layer without
     an alpha of its own has the one that diffusers' metadata or peft's adapter_config.json give,
     else its rank, so that alpha / rank is 1.
 
@@ -54,15 +57,19 @@ def read_lora(path: str | os.PathLike[str]) -> Lora:
     Raises:
         CheckpointError: it is no LoRA, damaged, or of a form that is not supported; the message
             names the first tensor at fault.
+
+    Warns:
+        RuntimeWarning: something was left out.
     """
     path = Path(path)
-    tensors = read_tensors(path)
+    tensors, left = split_off(read_tensors(path), extra_of)
     try:
         notes = read_notes(path)
         groups = group(tensors)
         layers = tuple(make_layer(stem, roles, notes) for stem, roles in groups.items())
     except CheckpointError as error:
         raise CheckpointError(f"{shown(path, 1000)}: {error}") from None
+    warn_left_out(path, left)
     return Lora(path, layers)
 
 
@@ -82,6 +89,9 @@ def group(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             )
         roles[split[1]] = tensor
     if not groups:
+        family = family_of(unknown)
+        if family is not None:
+            raise CheckpointError(f"it is no LoRA but {family}")
         raise CheckpointError(f"it holds no LoRA but {listed(unknown)}: give a LoRA file")
     if unknown:
         raise CheckpointError(
@@ -107,7 +117,13 @@ def make_layer(stem: str, roles: Mapping[str, Tensor], notes: Notes) -> Layer:
 
 def check_values(name: str, tensor: Tensor) -> None:
     """Refuse what would spoil the weights."""
-    if tensor.numel() and not torch.stack(tensor.double().aminmax()).isfinite().all():
+    try:
+        finite = not tensor.numel() or torch.stack(tensor.double().aminmax()).isfinite().all()
+    except RuntimeError:
+        raise CheckpointError(
+            f"{shown(name)} is {tensor.dtype}, which is not converted: save it as fp16 or bf16"
+        ) from None
+    if not finite:
         raise CheckpointError(f"{shown(name)} holds NaN or infinity: get an undamaged LoRA")
 
 

@@ -166,6 +166,8 @@ def make_matrix(name: str, factors: Mapping[str, Tensor]) -> Matrix:
                 f"{shown(name)} has {role} of shape {list(tensor.shape)}, no matrix: "
                 "get an undamaged LoRA"
             )
+    if roles == {"diff"}:
+        return Whole(factors["diff"])
     if roles == LORA:
         return low_rank(name, factors["up"], factors["down"])
     if roles == LOHA:

@@ -11,7 +11,7 @@ from vkrt.errors import CheckpointError
 from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.sd35_names import diffusers_pieces
 
-__all__ = ["Address", "Range", "Target", "Targets", "address_of", "split_key"]
+__all__ = ["Address", "Range", "Target", "Targets", "address_of", "extra_of", "split_key"]
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]
@@ -22,7 +22,7 @@ TRANSFORMER = "transformer"
 # underscore the dots of the path are underscores too.
 PREFIXES = {
     TRANSFORMER: (
-        *("transformer.", "model.diffusion_model.", "diffusion_model."),
+        *("transformer.", "model.diffusion_model.", "diffusion_model.", "unet."),
         *("lora_transformer.", "lora_transformer_", "lora_unet_", "lycoris_"),
     ),
     "clip_l": (
@@ -44,7 +44,7 @@ KEY = re.compile(
     r"(?P<stem>.+?)\.(?:"
     r"(?P<matrix>lora_A|lora_B|lora_down|lora_up|lora(?:_linear_layer)?\.(?:down|up))"
     r"(?:\.[^.]+)?\.weight"
-    r"|(?P<other>hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|alpha|dora_scale|lora_magnitude_vector)"
+    r"|(?P<other>hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|alpha|dora_scale|lora_magnitude_vector|diff)"
     r"(?:\.[^.]+){0,2})"
 )
 DOWN = ("_A", "down")
@@ -56,6 +56,17 @@ CONDITIONING = re.compile(
     r"^(t_embedder|y_embedder|context_embedder|time_text_embed)(_|$)"
     r"|(adaLN_modulation_1|_norm1_linear|_norm1_context_linear|norm_out_linear)$"
 )
+
+# What files of LoRAs hold besides, and what it is: embeddings that were trained along, changes of
+# norms and biases. None of it is a matrix, and the LoRA is used without it.
+EXTRAS = {
+    re.compile(
+        r"bundle_emb\.|(?:^|\.)(?:emb_params|string_to_param(?:\.|$))"
+    ): "embeddings of words",
+    re.compile(r"^clip_[lg]$"): "embeddings of words",
+    re.compile(r"\.[wb]_norm$"): "changes of norms",
+    re.compile(r"\.diff_b$"): "changes of biases",
+}
 
 PARTS = ("denoiser", "conditioning")
 BLOCK = re.compile(r"joint_blocks\.(\d+)\.")
@@ -126,7 +137,8 @@ class Targets:
 def split_key(key: str) -> tuple[str, str] | None:
     """Return what a tensor of a LoRA file belongs to and its role there; None for no such tensor.
 
-    Roles: "up", "down", "alpha", "magnitude", "hada_w1_a" and its like, "lokr_w1" and its like.
+    Roles: "up", "down", "alpha", "magnitude", "diff", "hada_w1_a" and its like, "lokr_w1" and its
+    like.
     """
     match = KEY.fullmatch(key)
     if match is None:
@@ -136,13 +148,19 @@ def split_key(key: str) -> tuple[str, str] | None:
     return match["stem"], "magnitude" if match["other"] in MAGNITUDES else match["other"]
 
 
+def extra_of(key: str) -> str | None:
+    """Return what a tensor is that files of LoRAs hold besides, None for any other."""
+    return next((what for pattern, what in EXTRAS.items() if pattern.search(key)), None)
+
+
 def address_of(stem: str) -> Address:
     """Return which weight the first half of a key means; without a prefix, the transformer's."""
     stem = stem.removeprefix(WRAPPER)
     for model, prefixes in PREFIXES.items():
         for prefix in prefixes:
             if stem.startswith(prefix):
-                path, flat = stem.removeprefix(prefix), prefix.endswith("_")
+                # Some trainers wrap the model before they name it, some after.
+                path, flat = stem.removeprefix(prefix).removeprefix(WRAPPER), prefix.endswith("_")
                 return Address(part_of(model, path), path, flat)
     return Address(part_of(TRANSFORMER, stem), stem, flat=False)
 

@@ -62,7 +62,12 @@ class Notes:
             for key, value in self.settings.items()
             if key.startswith(f"{model}.")
         }
-        return (own, path) if own else (self.settings, stem.removeprefix(WRAPPER))
+        return (own, path.removeprefix(WRAPPER)) if own else (self.settings, bare(stem))
+
+
+def bare(stem: str) -> str:
+    """Return a layer's name behind peft's wrapper, wherever that stands."""
+    return stem.rpartition(WRAPPER)[2]
 
 
 def number(settings: Mapping[str, Any], pattern: str, path: str, *keys: str) -> float | None:

@@ -174,10 +174,6 @@ def choose(shapes: Shapes, wanted: catalog.Model | None, image_size: int | None)
     """Return the wanted model, or the recognised one at the wanted input size."""
     if wanted is None:
         return catalog.find(recognise(shapes).name, image_size)
-    if not any(name.startswith(BLOCKS) for name in shapes):
-        family = family_of(shapes)
-        if family is not None and not parts_in(shapes):
-            raise CheckpointError(f"this checkpoint is {family}")
     try:
         held = recognise(shapes)
     except CheckpointError:

@@ -12,6 +12,7 @@ from vkrt import catalog
 from vkrt.errors import CheckpointError, DownloadError
 from vkrt.weights.checkpoint import read_tensors
 from vkrt.weights.extra_parts import split_off, warn_left_out
+from vkrt.weights.family import family_of
 from vkrt.weights.hub import pull
 from vkrt.weights.safety_limits import listed, shown
 from vkrt.weights.sam2_names import to_official
@@ -56,12 +57,14 @@ def own_tensors(tensors: Tensors, path: Path | str) -> dict[str, Tensor]:
     a model and its running average the average is taken, if it has all the tensors.
 
     Raises:
-        CheckpointError: there is more than one SAM 2.
+        CheckpointError: there is more than one SAM 2, or a model of another family.
 
     Warns:
         RuntimeWarning: something was left out.
     """
-    prefixes = prefixes_before(tensors, WHOLE) or prefixes_before(tensors, PARTIAL)
+    prefixes = prefixes_before(tensors, WHOLE) or prefixes_of_parts(tensors)
+    if not prefixes:
+        return to_official(tensors)
     prefix = chosen(prefixes, tensors)
     others = [other for other in prefixes if other != prefix]
 
@@ -83,6 +86,18 @@ def own_tensors(tensors: Tensors, path: Path | str) -> dict[str, Tensor]:
         )
     warn_left_out(path, left)
     return to_official(named)
+
+
+def prefixes_of_parts(names: Iterable[str]) -> list[str]:
+    """Return what names of parts of SAM 2 start with.
+
+    Raises:
+        CheckpointError: they are of another family of models, parts of which are called alike.
+    """
+    family = family_of(names)
+    if family is not None:
+        raise CheckpointError(f"this checkpoint is {family}")
+    return prefixes_before(names, PARTIAL)
 
 
 def chosen(prefixes: list[str], tensors: Iterable[str]) -> str:
@@ -139,7 +154,7 @@ def completed(
     held = parts_in(tensors)
     if wanted is None or not tensors or held[: len(NEEDED)] == list(NEEDED):
         return tensors
-    if held and "image_encoder.trunk." in held and "sam_mask_decoder." in held:
+    if "image_encoder.trunk." in held and "sam_mask_decoder." in held:
         # Most of a model is no fine-tune of a part: what lacks is an error.
         return tensors
     try:

@@ -164,11 +164,11 @@ def find_components(
             f"{shown(checkpoint, 1000)} holds no transformer of Stable Diffusion 3.5: give its "
             ".safetensors file or a folder that diffusers saved"
         )
-    others, left = split_off(dict.fromkeys(others), other_model)
+    unknown, left = split_off(dict.fromkeys(others), other_model)
     for component in found.values():
         left |= {f"{component.kind}'s {part}": n for part, n in component.left_out.items()}
     warn_left_out(checkpoint, left)
-    return found, list(others)
+    return found, list(unknown)
 
 
 def other_model(name: str) -> str | None:
