@@ -118,6 +118,8 @@ def make_layer(stem: str, roles: Mapping[str, Tensor], notes: Notes) -> Layer:
 def check_values(name: str, tensor: Tensor) -> None:
     """Refuse what would spoil the weights."""
     try:
+        if tensor.is_complex():
+            raise RuntimeError("nothing of it is real")
         finite = not tensor.numel() or torch.stack(tensor.double().aminmax()).isfinite().all()
     except RuntimeError:
         raise CheckpointError(

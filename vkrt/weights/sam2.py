@@ -126,7 +126,8 @@ def why_not_sam2(shapes: Shapes) -> str:
         parts = " and ".join(part.rstrip(".") for part in held)
         return (
             f"this checkpoint holds {parts} of SAM 2 alone: name the model that it was trained "
-            'from too, as in vkrt.load("sam2.1-tiny", PATH)'
+            'from too, as in vkrt.load("sam2.1-tiny", PATH), or give a checkpoint of '
+            f"{', '.join(catalog.names())}"
         )
     family = family_of(shapes)
     if family is not None:
