@@ -160,8 +160,10 @@ def family_of(names: Iterable[str], parts: bool = True) -> str | None:
 
 
 def family_by_name(name: str) -> str | None:
-    """Return which family that vkrt does not run is called so, as on the hub."""
+    """Return which family that vkrt does not run a hub id is of, None for any other name."""
     key = name.strip().lower()
+    if "/" not in key:
+        return None
     return next((family for part, family in BY_NAME.items() if part in key), None)
 
 
