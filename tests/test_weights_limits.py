@@ -20,11 +20,11 @@ from vkrt.weights.checkpoint import read_shapes, read_tensors
 from vkrt.weights.folder import read_index
 from vkrt.weights.lora_file import read_lora
 from vkrt.weights.safety_limits import (
-    MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     MAX_INDEX_BYTES,
     MAX_JSON_DEPTH,
     MAX_JSON_VALUES,
+    MAX_TENSOR_DIMENSIONS,
 )
 from vkrt.weights.tensor_index import read_entries
 
@@ -188,7 +188,7 @@ def test_json_is_read_up_to_the_limits() -> None:
         parse_json(flat[:-1] + b",1]")
     nest = b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH
     parse_json(nest)
-    with pytest.raises(ValueError, match="nested deeper than 32"):
+    with pytest.raises(ValueError, match="nested deeper than 64"):
         parse_json(b"[" + nest + b"]")
     # What stands in strings does not count.
     text = json.dumps({'a"[{': "[{,\\" * 100_000, "b\\": ["\\", '"', "\ud800"]})
@@ -201,12 +201,12 @@ def test_json_is_read_up_to_the_limits() -> None:
 
 def test_dimensions_have_a_limit(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for count in (MAX_DIMENSIONS, MAX_DIMENSIONS + 1):
+    for count in (MAX_TENSOR_DIMENSIONS, MAX_TENSOR_DIMENSIONS + 1):
         shape = [1] * count
         fields = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
         path.write_bytes(header(json.dumps({"a": fields}).encode(), bytes(4)))
         for reader in (read_shapes, read_tensors, read_entries):
-            if count <= MAX_DIMENSIONS:
+            if count <= MAX_TENSOR_DIMENSIONS:
                 assert len(reader(path)) == 1
             else:
                 with pytest.raises(CheckpointError, match="65 dimensions"):

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from vkrt.errors import CheckpointError
 from vkrt.weights.bounded_json import check_json
 from vkrt.weights.safety_limits import (
-    MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     MAX_HEADER_VALUES,
+    MAX_TENSOR_DIMENSIONS,
     MAX_TENSORS,
     shown,
 )
@@ -121,7 +121,7 @@ def check_dimensions(count: int) -> None:
     Raises:
         ValueError: there are more.
     """
-    if count > MAX_DIMENSIONS:
+    if count > MAX_TENSOR_DIMENSIONS:
         raise ValueError(f"it has a tensor of {count:,} dimensions")
 
 

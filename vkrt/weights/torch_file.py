@@ -14,7 +14,7 @@ from torch import Tensor
 from vkrt.errors import CheckpointError
 from vkrt.weights.inert_pickle import CodeFoundError, Inert, Reader
 from vkrt.weights.mapped_file import MappedFile
-from vkrt.weights.safety_limits import MAX_DIMENSIONS, MAX_REUSE, shown
+from vkrt.weights.safety_limits import MAX_REUSE, MAX_TENSOR_DIMENSIONS, shown
 from vkrt.weights.state_dict import find_state_dict
 from vkrt.weights.torch_records import (
     Place,
@@ -227,7 +227,7 @@ def naturals(numbers: Any) -> tuple[int, ...]:
     Raises:
         ValueError: one is no natural number of 63 bits, or there are too many.
     """
-    if not isinstance(numbers, tuple) or len(numbers) > MAX_DIMENSIONS:
+    if not isinstance(numbers, tuple) or len(numbers) > MAX_TENSOR_DIMENSIONS:
         raise ValueError("sizes of it are no tuple, or too many")
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError("sizes of it are no natural numbers")
