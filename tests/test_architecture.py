@@ -117,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     - {"memory"},
     "export.__main__": {"cli"},
     "engines": {*PLAIN, "media", "memory", "backends", "bundle"},
-    "meant": {*PLAIN, "bundle", "manifest", "weights"},
+    "meant": {*PLAIN, "bundle", "load_arguments", "manifest", "weights"},
     "fitness": {"backends", "bundle", "errors", "export"},
     "loading_sam2": BELOW_LOADING | {"bundle", "export", "fitness", "manifest", "meant"},
     "loading_sd35": BELOW_LOADING | {"bundle", "fitness", "manifest", "meant"},

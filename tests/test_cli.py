@@ -450,6 +450,19 @@ def test_doctor_tells_what_would_run(call: Callable[..., Answer]) -> None:
     assert "packaged, eager runs its weights" in shown.out
 
 
+def test_doctor_says_that_auto_takes_no_openvino(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = doctor.installed
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: "2026.1" if name == "openvino" else real(name)
+    )
+    assert doctor.describe_openvino(doctor.examine()["openvino"]) == (
+        "2026.1; auto never takes it, even where it is faster: --backend openvino does"
+    )
+    assert "auto never takes it" in " ".join(call("doctor").out.split())
+
+
 def test_doctor_tells_what_auto_takes(
     call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vkrt import catalog
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.errors import UnknownModelError
+from vkrt.load_arguments import check_sources
 from vkrt.manifest import SD35, read_manifest
 from vkrt.weights.family import NOT_RUN, family_by_name, find_sd35, holds_sd35
 
@@ -56,6 +57,7 @@ def understand(model: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
         UnknownModelError: the model is no name, and there is no such path.
         CheckpointError: it is a bundle whose manifest can't be read.
     """
+    check_sources(model, checkpoint)
     text, place = os.fspath(model), Path(model)
     source = None if checkpoint is None else Path(checkpoint)
     name = find_sd35(text)

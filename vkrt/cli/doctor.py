@@ -26,7 +26,10 @@ __all__ = ["doctor", "examine"]
 OPTIONAL = {
     "torch": ("torch", "runs checkpoints and exports them: vkrt export"),
     "onnxruntime": ("cpu", "runs the demo model and other bundles, without torch"),
-    "openvino": ("openvino", "encodes photos faster, with --backend openvino"),
+    "openvino": (
+        "openvino",
+        "encodes photos faster on some CPUs, with --backend openvino; auto never takes it",
+    ),
     "av": ("video", "reads and writes video files, and cameras: vkrt track"),
     "huggingface_hub": ("hub", "fetches official weights: vkrt pull"),
     "scikit-image": ("demo", "has the photos of the demo: python -m vkrt.demo"),
@@ -41,7 +44,10 @@ ModelName = Annotated[
         help="A model that makes pictures: tell how much memory that takes, stage by stage.",
     ),
 ]
-Count = Annotated[int | None, typer.Option(min=1, help="Pictures of a call.  [default: 1]")]
+Count = Annotated[
+    int | None,
+    typer.Option(min=1, max=options.MAX_PICTURES, help="Pictures of a call.  [default: 1]"),
+]
 
 
 def doctor(
@@ -285,7 +291,7 @@ def show(report: dict[str, Any]) -> None:
         ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("torch", describe_torch(torch)),
         ("onnxruntime", describe_onnxruntime(report["onnxruntime"])),
-        ("openvino", report["openvino"] or "not installed"),
+        ("openvino", describe_openvino(report["openvino"])),
         ("C++", "yes" if native["available"] else f"NO, numpy serves: {native['why_missing']}"),
         ("attention", describe_attention(native["attention"])),
         ("would run", f"{run['backend']} on {run['device']}" if run["backend"] else "NOTHING"),
@@ -330,6 +336,13 @@ def describe_torch(torch: dict[str, Any] | None) -> str:
     gpus = ", ".join(torch["gpus"]) or "no GPU"
     cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
     return f"{torch['version']}, {torch['threads']} threads, {cuda}, {gpus}"
+
+
+def describe_openvino(version: str | None) -> str:
+    """Return OpenVINO's part of the report as one line."""
+    if version is None:
+        return "not installed"
+    return f"{version}; auto never takes it, even where it is faster: --backend openvino does"
 
 
 def describe_onnxruntime(runtime: dict[str, Any] | None) -> str:

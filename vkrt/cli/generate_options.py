@@ -13,6 +13,7 @@ import typer
 from vkrt.errors import GenerationError
 
 __all__ = [
+    "MAX_PICTURES",
     "T5",
     "Checkpoint",
     "ClipG",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})", re.ASCII)
+# Pictures of one call, as vkrt.engines.request bounds them.
+MAX_PICTURES = 1000
 # Side of a patch of latent pixels, in pixels of the picture.
 UNIT = 16
 
@@ -101,7 +104,9 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Of the first picture; dra
 Count = Annotated[
     int,
     typer.Option(
-        min=1, help="Pictures, of this seed and the next ones: OUT out.png gives out-1.png, ..."
+        min=1,
+        max=MAX_PICTURES,
+        help="Pictures, of this seed and the next ones: OUT out.png gives out-1.png, ...",
     ),
 ]
 Start = Annotated[Path | None, typer.Option("--image", help="A picture to change.")]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vkrt import __version__
+from vkrt.arguments import shown
 from vkrt.cli.cache import clear, list_cache
 from vkrt.cli.doctor import doctor
 from vkrt.cli.export import export
@@ -21,6 +22,7 @@ from vkrt.cli.segment import segment
 from vkrt.cli.signals import Stopped, stop_by_exception
 from vkrt.cli.streams import flush, make_writable
 from vkrt.cli.track import track
+from vkrt.errors import VkrtError
 
 __all__ = ["app", "main"]
 
@@ -70,12 +72,24 @@ def root(
     """
 
 
+def check_texts(given: Sequence[str]) -> None:
+    """Refuse what no shell hands over, and no file may be called.
+
+    Raises:
+        VkrtError: a text has a NUL character in it.
+    """
+    for text in given:
+        if "\0" in text:
+            raise VkrtError(f"{shown(text)} holds a NUL character; leave that out")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, `sys.argv` if none is given, and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     make_writable()
     try:
         check_address_space()
+        check_texts(given)
         with stop_by_exception():
             command = typer.main.get_command(app)
             code = command.main(given or ["--help"], prog_name="vkrt", standalone_mode=False)
