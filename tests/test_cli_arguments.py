@@ -40,7 +40,7 @@ WORKS: dict[str, tuple[str, ...]] = {
 # Arguments have no name on the command line: their place in it.
 PLACES = {"photo": 0, "clip": 0, "prompt": 0, "model": 0, "name": 0}
 NO_ARGUMENT_GIVEN = {"cache clear"}
-QUICK = ("x\ny", "a\0b", "x" * 5000, "nan", "-1", "9" * 400, "\x1b[31m")
+QUICK = ("x\ny", "x" * 5000, "nan", "9" * 400, "-1")
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
