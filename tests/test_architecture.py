@@ -27,6 +27,7 @@ PLAIN = {
     "temporary",
     "weights.safety_limits",
     "limited",
+    "forks",
 }
 BELOW_LOADING = PLAIN | {"backends", "engines", "kernels", "media", "memory", "models", "weights"}
 
@@ -54,9 +55,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"_native", "kernels.host_attention", "kernels.host_attention.tensors"},
     "kernels.host_attention": {"_native"},
     "kernels.host_attention.tensors": {"kernels.host_attention"},
+    "forks": {"errors"},
     "media": {
         "arguments",
         "errors",
+        "forks",
         "_native",
         "limited",
         "protobuf",
@@ -71,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models.sd35.known",
         "models.sd35.layout",
     },
-    "memory": {"arguments", "errors", "stage", "models.sd35.config", "models.sd35.layout"},
+    "memory": {"arguments", "errors", "forks", "stage", "models.sd35.config", "models.sd35.layout"},
     "limited": {"weights.safety_limits"},
     "protobuf": set(),
     "onnx_graph": set(),
@@ -94,7 +97,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verified",
         "weights.safety_limits",
     },
-    "backends": {"errors", "options", "stage", "steps", "bundle", "kernels.host_attention"},
+    "backends": {
+        "errors",
+        "forks",
+        "options",
+        "stage",
+        "steps",
+        "bundle",
+        "kernels.host_attention",
+    },
     "weights": {*PLAIN, "models", "media"},
     # A scene is made of its seed, and of nothing else here.
     "demo.shapes": set(),
@@ -122,7 +133,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading_sam2": BELOW_LOADING | {"bundle", "export", "fitness", "manifest", "meant"},
     "loading_sd35": BELOW_LOADING | {"bundle", "fitness", "manifest", "meant"},
     "load_arguments": {"arguments", "errors"},
-    "loading": {*PLAIN, "load_arguments", "loading_sam2", "loading_sd35", "meant"},
+    "loading": {*PLAIN, "engines", "load_arguments", "loading_sam2", "loading_sd35", "meant"},
     "exporting": {*PLAIN, "backends", "bundle", "export", "load_arguments", "meant"},
     "": {*PLAIN, "loading", "engines"},
     **{
@@ -144,6 +155,7 @@ TORCH_FREE = (
     "cli",
     "engines",
     "errors",
+    "forks",
     "export.progress",
     "kernels.host_attention",
     "limited",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -166,18 +167,30 @@ def _aliases() -> dict[str, str]:
     return aliases
 
 
-def find(name: str, image_size: int | None = None) -> Model:
-    """Return the model of a catalog name, hub id, upstream yaml path or checkpoint file name.
+def _by_config(name: str) -> str | None:
+    """Return the model of a config by its file name, whatever folders it is in; else None."""
+    file = name.replace("\\", "/").rsplit("/", 1)[-1].replace("_", "-")
+    for model in _MODELS.values():
+        config = model.yaml.rsplit("/", 1)[1].replace("_", "-") if model.yaml else ""
+        # Without its ending it may as well be a folder of weights.
+        if config and (file == config or (f"{file}.yaml" == config and not Path(name).exists())):
+            return model.name
+    return None
+
+
+def find(name: str | PathLike[str], image_size: int | None = None) -> Model:
+    """Return the model of a catalog name, hub id, upstream config path or checkpoint file name.
 
     Args:
-        name: any of the above; "_" and "-" are the same, case does not matter.
+        name: any of the above; "_" and "-" are the same, case does not matter. A config may have
+            any folders before its file name, separated in any way.
         image_size: run at this input size instead, in pixels.
 
     Raises:
         UnknownModelError: no model has that name; the message names the closest ones.
     """
     key = str(name).strip().lower().replace("_", "-")
-    found = _aliases().get(key)
+    found = _aliases().get(key) or _by_config(str(name).strip().lower())
     if found is None:
         close = get_close_matches(key, list(_MODELS), n=3, cutoff=0.4) or list(_MODELS)
         raise UnknownModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ from torch import nn
 
 from vkrt.backends.streaming import Streamer, find_blocks, stream
 from vkrt.errors import BackendError
+from vkrt.forks import Home
 from vkrt.options import Options
 from vkrt.stage import Program, Stage
 
@@ -56,6 +58,31 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+_first: Home | None = None
+
+
+def set_threads(threads: int | None) -> None:
+    """Set how many threads torch takes, for good; None leaves the machine's default.
+
+    In a child of a process that ran torch it is one: those of its OpenMP are not there.
+
+    Warns:
+        RuntimeWarning: in such a child.
+    """
+    global _first
+    _first = _first or Home()
+    if not _first.is_here:
+        warnings.warn(
+            "this process was forked from one that ran PyTorch, whose threads it lacks: PyTorch "
+            'runs on one; multiprocessing.get_context("spawn") starts processes that have all',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 class EagerBackend:
     """Run stages with eager PyTorch on a CPU or a GPU.
 
@@ -76,8 +103,7 @@ class EagerBackend:
         self.device = str(self._device)
         self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
         self._streamers: WeakKeyDictionary[nn.Module, Streamer] = WeakKeyDictionary()
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        set_threads(options.threads)
 
     def prepare(self, stage: Stage, budget: int | None = None) -> Program:
         """Return a program that runs the stage's module on this device.

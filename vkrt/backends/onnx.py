@@ -16,6 +16,7 @@ import onnxruntime as ort
 from vkrt.backends.cut import CutProgram, RunPiece, runs_cut
 from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
+from vkrt.forks import keep_in_children
 from vkrt.options import Options, usable_cores
 from vkrt.stage import Program, Stage
 from vkrt.steps import Piece
@@ -99,6 +100,7 @@ class OnnxBackend(HostBackend["OnnxProgram | CutProgram"]):
                 f"onnxruntime {ort.__version__} can't run {path} ({reason:.200}): "
                 "update onnxruntime or export again"
             ) from error
+        keep_in_children(session)
         if self.device != "cpu" and session.get_providers()[0] == CPU:
             self.device = "cpu"
             fall_back("its GPU provider did not start")

@@ -16,6 +16,7 @@ from openvino.properties import hint
 from vkrt.backends.cut import CutProgram, RunPiece, runs_cut
 from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
+from vkrt.forks import keep_in_children
 from vkrt.options import Options, usable_cores
 from vkrt.stage import Program, Stage
 from vkrt.steps import Piece
@@ -63,7 +64,7 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
 
     def _compile(self, path: Path) -> ov.CompiledModel:
         try:
-            return self._core.compile_model(path, DEVICE, self._settings)
+            compiled = self._core.compile_model(path, DEVICE, self._settings)
         except Exception as error:
             # OpenVINO raises RuntimeError of many lines, from the reader and from the plugin.
             reason = " ".join(str(error).split())
@@ -71,6 +72,8 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
                 f"openvino {ov.__version__} can't run {path} ({reason:.200}): "
                 'update openvino or take backend="onnx"'
             ) from error
+        keep_in_children(compiled)
+        return compiled
 
     def _open_piece(self, piece: Piece) -> RunPiece:
         """Return what runs a piece of a stage's graph."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from threading import Lock
 
 from vkrt.backends.base import Backend
 from vkrt.errors import BackendError
+from vkrt.forks import HomeLock
 from vkrt.stage import Program, Stage
 
 __all__ = ["Programs"]
@@ -27,7 +27,7 @@ class Programs:
         self._stages = stages
         self._backend = backend
         self._ready: dict[str, Program] = {}
-        self._lock = Lock()
+        self._lock = HomeLock()
         self._closed = False
         for name in at_once:
             self[name]
@@ -36,8 +36,10 @@ class Programs:
         """Return the program of a stage, prepared first if nobody asked for it before.
 
         Raises:
-            BackendError: it can't be prepared, or the model was closed.
+            BackendError: it can't be prepared, the model was closed, or this is a child of the
+                process that made it.
         """
+        self._lock.home.check()
         ready = self._ready.get(name)
         return self._prepare(name) if ready is None else ready
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from threading import RLock
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +25,7 @@ from vkrt.engines.request import Request, read_request, smallest_side
 from vkrt.engines.schedule import check_profile
 from vkrt.engines.watch import StepInfo, Watch, read_watch
 from vkrt.errors import CheckpointError, GenerationError, PromptError
+from vkrt.forks import HomeLock
 from vkrt.media.image import Photo
 from vkrt.media.picture import KEY, to_picture
 from vkrt.media.text import Tokenizers
@@ -77,7 +77,7 @@ class Generator:
         self._adapters = adapters
         self._residency = Residency(stages, backend_of)
         self._prompts = PromptEncoder(config, tokenizers, prompt_cache_bytes)
-        self._lock = RLock()
+        self._lock = HomeLock()
 
     def generate(
         self,
@@ -320,6 +320,8 @@ class Generator:
 
     def close(self) -> None:
         """Release the weights, the cache and what the backends hold; it can't be used any more."""
+        if not self._lock.home.is_here:
+            return
         with self._lock:
             self._residency.close()
             self._prompts.clear()

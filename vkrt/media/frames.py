@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from vkrt.errors import VideoError
+from vkrt.forks import HomeLock
 
 __all__ = ["CACHE", "Damage", "Frames", "OnError"]
 
@@ -60,7 +60,7 @@ class Frames(ABC):
         self._count: int | None = None
         self._size: tuple[int, int] | None = None
         self._fps: float | None = None
-        self._lock = threading.RLock()
+        self._lock = HomeLock("opened the clip")
         self._closed = False
         self._warned = False
 
@@ -121,6 +121,8 @@ class Frames(ABC):
 
     def close(self) -> None:
         """Release the file and the frames; doing it twice is fine."""
+        if not self._lock.home.is_here:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from vkrt.errors import VideoError
+from vkrt.forks import Home
 
 __all__ = ["Prefetch", "prefetch"]
 
@@ -76,11 +77,13 @@ class Prefetch(Iterator[T]):
         )
         self._finalizer = weakref.finalize(self, self._belt.stop)
         self._done = False
+        self._home = Home("opened the clip")
         self._thread.start()
 
     def __next__(self) -> T:
         if self._done:
             raise StopIteration
+        self._home.check()
         item = self._belt.items.get()
         if isinstance(item, Failure):
             self._done = True

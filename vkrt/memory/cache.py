@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
 from typing import Generic, TypeVar
+
+from vkrt.forks import HomeLock
 
 __all__ = ["ByteCache"]
 
@@ -22,7 +23,7 @@ class ByteCache(Generic[Value]):
         self.capacity = capacity
         self.bytes = 0
         self._values: OrderedDict[str, tuple[Value, int]] = OrderedDict()
-        self._lock = Lock()
+        self._lock = HomeLock()
 
     def __len__(self) -> int:
         return len(self._values)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from threading import RLock
 from typing import Any, Protocol
 
 from vkrt.errors import BackendError, CheckpointError
+from vkrt.forks import HomeLock
 from vkrt.stage import Program, Stage
 
 __all__ = ["Residency"]
@@ -40,7 +40,7 @@ class Residency:
         self._held: dict[str, tuple[Stage, Program]] = {}
         self._budgets: dict[str, int] = {}
         self._used: list[Runner] = []
-        self._lock = RLock()
+        self._lock = HomeLock()
         self._closed = False
 
     @property
