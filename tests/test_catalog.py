@@ -56,9 +56,7 @@ def test_a_config_may_lie_in_any_folder(path: str | Path, name: str) -> None:
     assert catalog.find(path).name == name
 
 
-def test_weights_in_a_folder_are_no_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_in_a_folder_are_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine/sam2.1_hiera_l").mkdir(parents=True)
     for name in ("mine/sam2.1_hiera_l", "mine/sam2.1_hiera_tiny.pt", "mine/sam2.1-tiny", "a.yaml"):

@@ -39,6 +39,43 @@ class Sam2Handle:
         """Return the model itself: it only infers."""
         return self
 
+    def train(self, mode: bool = True) -> Sam2Handle:
+        """Return the model itself where it is to infer.
+
+        Raises:
+            ValueError: it is to train.
+        """
+        if mode:
+            raise ValueError("vkrt only infers; train with SAM 2's own package")
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Sam2Handle:
+        """Return the model itself where no gradients are asked for; see train."""
+        return self.train(requires_grad)
+
+    def half(self) -> Sam2Handle:
+        """Return the model itself: its precision is chosen when it is built (precision=...)."""
+        return self
+
+    float = bfloat16 = half
+
+    def cpu(self) -> Sam2Handle:
+        """Return the model itself where it is on a CPU; see to."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Sam2Handle:
+        """Return the model itself where it is on a GPU; see to."""
+        return self.to("cuda")
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for names of this kind before there is anything.
+        if not name.startswith("__"):
+            raise AttributeError(
+                f"this model has no {name!r}: its parts are compiled and can't be called one by "
+                "one; what it has are device, image_size, mask_threshold and segmenter"
+            )
+        raise AttributeError(name)
+
     def to(self, *args: Any, **kwargs: Any) -> Sam2Handle:
         """Return the model itself where it is already there.
 

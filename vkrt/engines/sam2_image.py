@@ -26,6 +26,7 @@ from vkrt.engines.sam2_video import Encode, Stream
 from vkrt.engines.tracked import finish_of
 from vkrt.engines.tracker import MAX_CONDITIONING, Tracker, bank_shape
 from vkrt.errors import CheckpointError, OutputError, PromptError
+from vkrt.forks import Home
 from vkrt.media.image import Photo, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.photo_lists import read_photos, split_batch
@@ -142,6 +143,7 @@ class Segmenter:
         self.threads = threads
         self._batch_size = batch_size
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
+        self._home = Home()
         self.runtimes = Runtimes(Runtime(stages, backend, AT_ONCE))
 
     @property
@@ -403,7 +405,9 @@ class Segmenter:
         return embedding
 
     def close(self) -> None:
-        """Release the cache and what the backend holds."""
+        """Release the cache and what the backend holds; in a forked child there is nothing to."""
+        if not self._home.is_here:
+            return
         self._cache.clear()
         self.runtimes.close()
 

@@ -40,6 +40,7 @@ class Belt(Generic[T]):
         self.slots = threading.Semaphore(depth)
         self.items: SimpleQueue[tuple[T] | Failure] = SimpleQueue()
         self.stopped = threading.Event()
+        self.home = Home("opened the clip")
 
     def fill(self, iterable: Iterable[T]) -> None:
         """Make items until there are no more, one fails, or none is wanted."""
@@ -58,7 +59,9 @@ class Belt(Generic[T]):
         self.items.put(Failure(error))
 
     def stop(self) -> None:
-        """Say that no more items are wanted."""
+        """Say that no more items are wanted, unless the thread was left behind by a fork."""
+        if not self.home.is_here:
+            return
         self.stopped.set()
         self.slots.release()
 
@@ -77,13 +80,12 @@ class Prefetch(Iterator[T]):
         )
         self._finalizer = weakref.finalize(self, self._belt.stop)
         self._done = False
-        self._home = Home("opened the clip")
         self._thread.start()
 
     def __next__(self) -> T:
         if self._done:
             raise StopIteration
-        self._home.check()
+        self._belt.home.check()
         item = self._belt.items.get()
         if isinstance(item, Failure):
             self._done = True
@@ -99,6 +101,8 @@ class Prefetch(Iterator[T]):
         An item that is just being made is waited for, but not beyond a few seconds.
         """
         self._done = True
+        if not self._belt.home.is_here:
+            return
         self._finalizer()
         if self._thread is not threading.current_thread():
             self._thread.join(PATIENCE)
