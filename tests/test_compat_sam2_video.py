@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from vkrt.compat.sam2 import (
     Sam2Handle,
     SAM2ImagePredictor,
     SAM2VideoPredictor,
+    SAM2VideoPredictorVOS,
     build_sam2_video_predictor,
     build_sam2_video_predictor_hf,
 )
@@ -414,11 +417,9 @@ def test_numbers_of_numpy(frames: np.ndarray) -> None:
 BAD: list[tuple[Callable[[SAM2VideoPredictor, VideoState], object], str]] = [
     (lambda p, s: p.add_new_points(s, 12, 1, SPOT, ON), "frame 12 is beyond the clip"),
     (lambda p, s: p.add_new_points(s, 1.5, 1, SPOT, ON), "must be a whole one, not 1.5"),
-    (lambda p, s: p.add_new_points(s, 0, "cat", SPOT, ON), "whole number, not 'cat'"),
-    (lambda p, s: p.add_new_mask(s, 0, [1], disc(0)), "whole number"),
+    (lambda p, s: p.add_new_mask(s, 0, [1], disc(0)), "must be hashable"),
     (lambda p, s: p.add_new_points_or_box(s, 0, 1, SPOT), "labels must be given together"),
     (lambda p, s: p.add_new_points_or_box(s, 0, 1), "no prompt was given"),
-    (lambda p, s: p.add_new_points(s, 0, 1, [[900, 1]], [1]), "outside the photo"),
     (lambda p, s: p.add_new_points(s, 0, 1, [1, 2], [1]), r"points must have shape \(P, 2\)"),
     (lambda p, s: p.add_new_points(s, 0, 1, SPOT, [1, 1]), "one per point"),
     (lambda p, s: p.add_new_points(s, 0, 1, [["a", "b"]], [1]), "points must be numbers"),
@@ -572,3 +573,184 @@ def test_a_script_with_an_object_that_appears_later(
         assert claims.max() <= 1 and claims.any() == any(
             (found[frame] > 0).any() for found in scores.values() if frame in found
         )
+
+
+def of_one(predictor: SAM2VideoPredictor, frames: np.ndarray, **said: Any) -> torch.Tensor:
+    """Return the logits of a prompt on frame 0, which are not all the same."""
+    state = predictor.init_state(frames)
+    masks = predictor.add_new_points_or_box(state, 0, 1, **said)[2]
+    assert masks.std() > 1e-3
+    return masks
+
+
+def test_forms_of_one_prompt(predictor: SAM2VideoPredictor, frames: np.ndarray) -> None:
+    expected = of_one(predictor, frames, box=BOX)
+    box = torch.tensor(BOX)
+    for same in (
+        {"box": box.bfloat16()},
+        {"box": box.clone().requires_grad_()},
+        {"box": BOX[None]},
+        {"box": BOX, "points": np.zeros((0, 2)), "labels": np.zeros(0)},
+        {"box": BOX, "points": [], "labels": []},
+        {"points": BOX.reshape(2, 2), "labels": np.array([2, 3], np.int32)},
+        {"points": box.reshape(1, 2, 2).half(), "labels": torch.tensor([[2, 3]])},
+    ):
+        torch.testing.assert_close(of_one(predictor, frames, **same), expected)
+
+
+def test_prompts_that_upstream_takes(predictor: SAM2VideoPredictor, frames: np.ndarray) -> None:
+    inside = of_one(predictor, frames, points=SPOT, labels=ON)
+    for odd in (
+        {"points": SPOT - 40, "labels": ON},
+        {"points": [[900, 1]], "labels": [1]},
+        {"box": BOX[[2, 3, 0, 1]]},
+        {"box": BOX[[0, 1, 0, 3]]},
+        {"box": [-5, -5, 85, 65]},
+    ):
+        assert (of_one(predictor, frames, **odd) - inside).abs().max() > 1e-3
+
+
+def test_ids_of_any_kind(predictor: SAM2VideoPredictor, frames: np.ndarray) -> None:
+    ids: list[Any] = ["cat", ("left", 2), None, 7, 1.5]
+    state, other = predictor.init_state(frames), predictor.init_state(frames)
+    for number, obj in enumerate(ids):
+        spot = SPOT + np.array([5 * number, 0])
+        _, told, masks = predictor.add_new_points_or_box(state, 0, obj, spot, ON)
+        expected = predictor.add_new_points_or_box(other, 0, number, spot, ON)[2]
+        assert told == ids[: number + 1]
+        assert torch.equal(masks, expected)
+    assert state["obj_ids"] == ids and state["obj_id_to_idx"]["cat"] == 0
+    assert state["obj_idx_to_id"][1] == predictor._obj_idx_to_id(state, 1) == ("left", 2)
+    assert predictor._obj_id_to_idx(state, 7) == 3 and predictor._get_obj_num(state) == 5
+    for (_, told, masks), (_, _, expected) in zip(
+        predictor.propagate_in_video(state, 0, 3),
+        predictor.propagate_in_video(other, 0, 3),
+        strict=True,
+    ):
+        assert told == ids and torch.equal(masks, expected)
+    left, updated = predictor.remove_object(state, "cat")
+    assert left == state["obj_ids"] == ids[1:] and [frame for frame, _ in updated] == [0]
+    assert predictor.clear_all_prompts_in_frame(state, 0, None)[1] == ids[1:]
+    with pytest.raises(RuntimeError, match="'dog' is not tracked") as caught:
+        predictor.remove_object(state, "dog", strict=True)
+    assert isinstance(caught.value, vkrt.VkrtError)
+
+
+def test_an_object_may_be_named_before_its_prompt(frames: np.ndarray) -> None:
+    predictor, state = quick(frames)
+    assert [predictor._obj_id_to_idx(state, obj) for obj in (1, "later")] == [0, 1]
+    assert state["obj_ids"] == [1, "later"]
+    with pytest.raises(RuntimeError, match="'later' has no prompt"):
+        predictor.propagate_in_video(state)
+    _, told, masks = predictor.add_new_points_or_box(state, 3, 2, SPOT, ON)
+    assert told == [1, "later", 2] and is_absent(masks[1])
+    predictor.remove_object(state, "later")
+    assert [told for _, told, _ in predictor.propagate_in_video(state, 3, 1)] == [[1, 2]] * 2
+
+
+def test_errors_are_upstream_s_too(frames: np.ndarray, tmp_path: Path) -> None:
+    predictor, state = quick(frames)
+    predictor.reset_state(state)
+    calls: list[Callable[[], object]] = [
+        lambda: predictor.propagate_in_video(state),
+        lambda: predictor.propagate_in_video_preflight(state),
+        lambda: predictor.remove_object(state, 1, strict=True),
+        lambda: predictor.init_state(tmp_path),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert isinstance(caught.value, vkrt.VkrtError)
+
+
+def test_frames_are_taken_as_they_are_stored(
+    predictor: SAM2VideoPredictor, frames: np.ndarray, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    for index, frame in enumerate(frames[:2]):
+        Image.fromarray(frame).save(tmp_path / f"{index}.jpg", quality=95, exif=exif)
+    state = predictor.init_state(str(tmp_path))
+    assert (state["video_height"], state["video_width"]) == SIZE
+    stored = np.asarray(Image.open(tmp_path / "0.jpg"))
+    np.testing.assert_array_equal(state.track._clip.frame(0), stored)
+
+
+def test_a_copied_state_goes_its_own_way(predictor: SAM2VideoPredictor, frames: np.ndarray) -> None:
+    def prompted() -> VideoState:
+        state = predictor.init_state(frames)
+        predictor.add_new_points_or_box(state, 4, "one", SPOT + np.array([12, 0]), ON)
+        return state
+
+    def track(state: VideoState, reverse: bool) -> list[torch.Tensor]:
+        found = predictor.propagate_in_video(state, reverse=reverse)
+        return [masks for _, _, masks in found]
+
+    forward, backward = track(prompted(), False), track(prompted(), True)
+    assert len(forward) == 8 and len(backward) == 5
+    state = prompted()
+    twin = copy.deepcopy(state)
+    steps = zip(
+        predictor.propagate_in_video(state),
+        predictor.propagate_in_video(twin, reverse=True),
+        strict=False,
+    )
+    for step, ((_, _, ahead), (_, _, back)) in enumerate(steps):
+        torch.testing.assert_close(ahead, forward[step])
+        torch.testing.assert_close(back, backward[step])
+    assert set(twin["frames_tracked_per_obj"][0]) <= set(range(5))
+    predictor.add_new_points_or_box(twin, 0, "two", SPOT, ON)
+    assert (state["obj_ids"], twin["obj_ids"]) == (["one"], ["one", "two"])
+    late = copy.deepcopy(state)
+    predictor.reset_state(state)
+    assert late["obj_ids"] == ["one"] and len(late["output_dict_per_obj"]) == 1
+    for found, expected in zip(track(late, False), forward, strict=True):
+        torch.testing.assert_close(found, expected)
+    state.close()
+    assert len(track(late, True)) == 5
+    with pytest.raises(vkrt.BackendError, match="state of a clip can't be pickled"):
+        pickle.dumps(late)
+
+
+def test_what_the_state_tells(predictor: SAM2VideoPredictor, frames: np.ndarray) -> None:
+    state = predictor.init_state(frames)
+    predictor.add_new_points_or_box(state, 2, "a", points=SPOT, labels=ON, box=BOX)
+    predictor.add_new_mask(state, 0, "b", disc(0))
+    shown_masks = {f: m for f, _, m in predictor.propagate_in_video(state, 0, 4)}
+    points = state["point_inputs_per_obj"]
+    assert [sorted(points[row]) for row in (0, 1)] == [[2], []]
+    said = points[0][2]
+    assert said["point_labels"].tolist() == [[2, 3, 1]]
+    corners = torch.tensor([[8.0, 32 / 3], [40, 160 / 3], [16, 32]])
+    torch.testing.assert_close(said["point_coords"][0], corners)
+    assert [sorted(state["mask_inputs_per_obj"][row]) for row in (0, 1)] == [[], [0]]
+    assert state["mask_inputs_per_obj"][1][0].shape == (1, 1, 64, 64)
+    outputs = state["output_dict_per_obj"]
+    assert sorted(outputs[0]["cond_frame_outputs"]) == [2]
+    assert sorted(outputs[1]["non_cond_frame_outputs"]) == [1, 2, 3, 4]
+    left = outputs[1]["non_cond_frame_outputs"][3]
+    torch.testing.assert_close(
+        torch.from_numpy(upsample(left["pred_masks"][0].numpy(), *SIZE)), shown_masks[3][1]
+    )
+    assert left["maskmem_features"].shape == (1, 8, 4, 4)
+    assert left["obj_ptr"].shape == (1, 16) and left["object_score_logits"].shape == (1, 1)
+    assert state["frames_tracked_per_obj"][1][4] == {"reverse": False}
+    # Scripts delete old frames to save memory.
+    del outputs[1]["non_cond_frame_outputs"][1]
+    assert outputs[1]["non_cond_frame_outputs"].pop(3, None) is not None
+    assert outputs[1]["non_cond_frame_outputs"].pop(3, None) is None
+    assert sorted(outputs[1]["non_cond_frame_outputs"]) == [2, 4]
+    with pytest.raises(RuntimeError, match="can't be set"):
+        outputs[0]["cond_frame_outputs"][5] = left
+    with pytest.raises(KeyError):
+        outputs[2]
+    assert state["num_frames"] == 12 and state["cached_features"] == {}
+
+
+def test_the_compiled_variant(pico: str, pico_checkpoint: Path) -> None:
+    built = build_sam2_video_predictor(NAME, pico_checkpoint, vos_optimized=True)
+    assert type(built) is SAM2VideoPredictorVOS
+    plain = build_sam2_video_predictor(
+        NAME, pico_checkpoint, hydra_overrides_extra=["++model.compile_all_components=true"]
+    )
+    assert type(plain) is SAM2VideoPredictor

@@ -78,7 +78,7 @@ class OpenVinoBackend(HostBackend["OpenVinoProgram | CutProgram"]):
     def _open_piece(self, piece: Piece) -> RunPiece:
         """Return what runs a piece of a stage's graph."""
         compiled, lock = self._compile(piece.path), Lock()
-        request = compiled.create_infer_request()
+        request = new_request(compiled)
         outputs = {name: compiled.output(name) for name in piece.outputs}
         fixed = {name: tuple(o.shape) for name, o in outputs.items() if is_fixed(o)}
         varying = [name for name in outputs if name not in fixed]
@@ -99,7 +99,7 @@ class OpenVinoProgram:
     """Run one compiled model, one call at a time; every call writes into arrays of its own."""
 
     def __init__(self, compiled: ov.CompiledModel, stage: Stage) -> None:
-        self._request: ov.InferRequest | None = compiled.create_infer_request()
+        self._request: ov.InferRequest | None = new_request(compiled)
         self._stage = stage
         self._lock = Lock()
 
@@ -124,6 +124,13 @@ class OpenVinoProgram:
         """Release the compiled model."""
         with self._lock:
             self._request = None
+
+
+def new_request(compiled: ov.CompiledModel) -> ov.InferRequest:
+    """Return a request of a model, whose end waits for threads."""
+    request = compiled.create_infer_request()
+    keep_in_children(request)
+    return request
 
 
 def is_fixed(output: ov.ConstOutput) -> bool:

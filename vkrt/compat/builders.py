@@ -6,6 +6,7 @@ import os
 from typing import Any, TypeVar
 
 from vkrt import catalog
+from vkrt.compat.errors import UnfitWeightsError, raising
 from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.overrides import VIDEO, read_overrides
 from vkrt.engines.sam2_image import Segmenter
@@ -20,7 +21,7 @@ FILL_HOLE_AREA = 8
 
 
 def build_sam2(
-    config_file: str,
+    config_file: str | os.PathLike[str],
     ckpt_path: str | os.PathLike[str] | None = None,
     device: Any = "auto",
     mode: str = "eval",
@@ -66,7 +67,7 @@ def build_sam2_hf(model_id: str, **kwargs: Any) -> Sam2Handle:
 
 def build_video(
     kind: type[Handle],
-    config_file: str,
+    config_file: str | os.PathLike[str],
     ckpt_path: str | os.PathLike[str] | None = None,
     device: Any = "auto",
     mode: str = "eval",
@@ -95,7 +96,7 @@ def build_video_hf(kind: type[Handle], model_id: str, **kwargs: Any) -> Handle:
 
 
 def load_segmenter(
-    config_file: str,
+    config_file: str | os.PathLike[str],
     ckpt_path: str | os.PathLike[str] | None,
     device: Any,
     mode: str,
@@ -110,4 +111,5 @@ def load_segmenter(
     """
     if mode != "eval":
         raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
-    return load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)
+    with raising(UnfitWeightsError):
+        return load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)

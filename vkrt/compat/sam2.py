@@ -12,7 +12,7 @@ from __future__ import annotations
 from vkrt.compat.builders import build_sam2, build_sam2_hf
 from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.image_predictor import SAM2ImagePredictor
-from vkrt.compat.sam2_video import SAM2VideoPredictor
+from vkrt.compat.sam2_video import SAM2VideoPredictor, SAM2VideoPredictorVOS
 from vkrt.compat.video_builders import (
     build_sam2_video_predictor,
     build_sam2_video_predictor_hf,
@@ -21,6 +21,7 @@ from vkrt.compat.video_builders import (
 __all__ = [
     "SAM2ImagePredictor",
     "SAM2VideoPredictor",
+    "SAM2VideoPredictorVOS",
     "Sam2Handle",
     "build_sam2",
     "build_sam2_hf",

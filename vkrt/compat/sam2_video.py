@@ -9,14 +9,16 @@ its frame goes with it. Ids are whole numbers, and points lie on the frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import shown
 from vkrt.compat.builders import build_video_hf
+from vkrt.compat.errors import StateError, raising
 from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.video_masks import apart, full_size
 from vkrt.compat.video_prompts import frame_number, read_box, read_mask, read_points
@@ -24,7 +26,7 @@ from vkrt.compat.video_state import VideoState, open_clip
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import PromptError
 
-__all__ = ["SAM2VideoPredictor"]
+__all__ = ["SAM2VideoPredictor", "SAM2VideoPredictorVOS"]
 
 # Upstream has no bound for these: prompted frames that condition others, frames whose answers and
 # memories are kept for corrections (1.3 MB an object and frame at an input of 1024).
@@ -89,7 +91,7 @@ class SAM2VideoPredictor(Sam2Handle):
             async_loading_frames: changes nothing: a thread always reads ahead while tracking.
 
         Raises:
-            VideoError: the clip can't be read.
+            VideoError: the clip can't be read; it is a RuntimeError too, as upstream's.
             CheckpointError: the weights or the bundle have no memory modules.
         """
         import torch
@@ -101,6 +103,7 @@ class SAM2VideoPredictor(Sam2Handle):
                 frames,
                 conditioning=min(CONDITIONING if limit < 1 else limit, count),
                 history=min(self.history, count),
+                strict=False,
             )
             return VideoState(
                 track,
@@ -119,21 +122,21 @@ class SAM2VideoPredictor(Sam2Handle):
         self,
         inference_state: VideoState,
         frame_idx: int,
-        obj_id: int,
+        obj_id: Hashable,
         points: Any = None,
         labels: Any = None,
         clear_old_points: bool = True,
         normalize_coords: bool = True,
         box: Any = None,
-    ) -> tuple[int, list[int], Any]:
+    ) -> tuple[int, list[Any], Any]:
         """Say by points or a box what an object is on a frame, or what is wrong with it there.
 
         Args:
             inference_state: what init_state gave.
             frame_idx: the frame's number.
-            obj_id: any whole number; a new one begins an object.
+            obj_id: anything that can be the key of a dict; a new one begins an object.
             points: (P, 2) x, y.
-            labels: (P,) 1 on the object and 0 not on it.
+            labels: (P,) 1 on the object and 0 not on it; 2 and 3 are the corners of a box.
             clear_old_points: forget the points that were given on this frame before.
             normalize_coords: coordinates are in pixels of the frame; else in [0, 1].
             box: (4,) x0, y0, x1, y1.
@@ -147,6 +150,8 @@ class SAM2VideoPredictor(Sam2Handle):
         """
         if (points is None) != (labels is None):
             raise PromptError("points and labels must be given together, one label a point")
+        if points is None and box is None:
+            raise PromptError("no prompt was given: pass points with labels, or a box")
         if box is not None and not clear_old_points:
             raise PromptError("a box comes before points: give it with clear_old_points=True")
         height, width = (1, 1) if normalize_coords else inference_state.size
@@ -163,13 +168,13 @@ class SAM2VideoPredictor(Sam2Handle):
             box=corners,
         )
 
-    def add_new_points(self, *args: Any, **kwargs: Any) -> tuple[int, list[int], Any]:
+    def add_new_points(self, *args: Any, **kwargs: Any) -> tuple[int, list[Any], Any]:
         """Do as add_new_points_or_box, under its old name."""
         return self.add_new_points_or_box(*args, **kwargs)
 
     def add_new_mask(
-        self, inference_state: VideoState, frame_idx: int, obj_id: int, mask: Any
-    ) -> tuple[int, list[int], Any]:
+        self, inference_state: VideoState, frame_idx: int, obj_id: Hashable, mask: Any
+    ) -> tuple[int, list[Any], Any]:
         """Say by a mask what an object is on a frame.
 
         Args:
@@ -187,8 +192,8 @@ class SAM2VideoPredictor(Sam2Handle):
         return self._prompt(inference_state, frame_idx, obj_id, mask=stretched)
 
     def _prompt(
-        self, state: VideoState, frame_idx: int, obj: int, join: bool = False, **said: Any
-    ) -> tuple[int, list[int], Any]:
+        self, state: VideoState, frame_idx: int, obj: Hashable, join: bool = False, **said: Any
+    ) -> tuple[int, list[Any], Any]:
         """Hand a prompt to the engine, joined to the points before it if asked; show the frame."""
         frame, story = frame_number(frame_idx), state.story(obj)
         before = None if story is None else story.said.get(frame)
@@ -200,17 +205,20 @@ class SAM2VideoPredictor(Sam2Handle):
             clear_around_prompts=self.clear_non_cond_mem_around_input,
         )
         with inference():
-            state.track.prompt(frame, obj, keep=keep, **said)
-        state.refresh()
+            state.track.prompt(frame, state.number(obj), keep=keep, **said)
+        state.register(obj)
         return self._show(state, frame)
 
     def propagate_in_video_preflight(self, inference_state: VideoState) -> None:
         """Check that there is something to track; vkrt has nothing to prepare.
 
         Raises:
-            PromptError: there is no object, or one has no prompt left.
+            PromptError: there is no object, or one has no prompt left; it is a RuntimeError too, as
+                upstream's.
         """
-        inference_state.track.propagate(frames=0)
+        inference_state.check_prompted()
+        with raising(StateError):
+            inference_state.track.propagate(frames=0)
 
     def propagate_in_video(
         self,
@@ -218,7 +226,7 @@ class SAM2VideoPredictor(Sam2Handle):
         start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[tuple[int, list[int], Any]]:
+    ) -> Iterator[tuple[int, list[Any], Any]]:
         """Track all objects, and give frame after frame.
 
         Args:
@@ -246,7 +254,7 @@ class SAM2VideoPredictor(Sam2Handle):
         found = inference_state.track.propagate(start, reverse, count)
         return self._go(inference_state, (tracked.frame for tracked in found))
 
-    def _go(self, state: VideoState, frames: Iterator[int]) -> Iterator[tuple[int, list[int], Any]]:
+    def _go(self, state: VideoState, frames: Iterator[int]) -> Iterator[tuple[int, list[Any], Any]]:
         """Show each frame once it is tracked."""
         while True:
             # Around each step alone: between them runs the code of whoever takes the frames.
@@ -260,9 +268,9 @@ class SAM2VideoPredictor(Sam2Handle):
         self,
         inference_state: VideoState,
         frame_idx: int,
-        obj_id: int,
+        obj_id: Hashable,
         need_output: bool = True,
-    ) -> tuple[int, list[int], Any] | None:
+    ) -> tuple[int, list[Any], Any] | None:
         """Take back what was said of an object on a frame, and what it led to there.
 
         Args:
@@ -277,17 +285,19 @@ class SAM2VideoPredictor(Sam2Handle):
         """
         frame, story = frame_number(frame_idx), inference_state.story(obj_id)
         # Like upstream, it is content where nothing was said.
-        if story is None or frame in story.said:
-            inference_state.track.clear(frame, obj_id)
+        if story is None:
+            raise StateError(no_object(inference_state, obj_id))
+        if frame in story.said:
+            inference_state.track.clear(frame, inference_state.number(obj_id))
         return self._show(inference_state, frame) if need_output else None
 
     def remove_object(
         self,
         inference_state: VideoState,
-        obj_id: int,
+        obj_id: Hashable,
         strict: bool = False,
         need_output: bool = True,
-    ) -> tuple[list[int], list[tuple[int, Any]]]:
+    ) -> tuple[list[Any], list[tuple[int, Any]]]:
         """Remove an object and all that is known of it.
 
         Args:
@@ -299,14 +309,16 @@ class SAM2VideoPredictor(Sam2Handle):
             the ids that are left, and pairs of a frame's number and its logits (N, 1, H, W).
 
         Raises:
-            PromptError: strict, and there is no such object.
+            PromptError: strict, and there is no such object; it is a RuntimeError too.
         """
         story = inference_state.story(obj_id)
-        if story is not None or strict:
+        if strict and obj_id not in inference_state["obj_id_to_idx"]:
+            raise StateError(no_object(inference_state, obj_id))
+        if story is not None:
             with inference():
-                inference_state.track.remove(obj_id)
-            inference_state.refresh()
-        left: list[int] = inference_state["obj_ids"]
+                inference_state.track.remove(inference_state.number(obj_id))
+        inference_state.drop(obj_id)
+        left: list[Any] = inference_state["obj_ids"]
         if story is None or not left or not need_output:
             return list(left), []
         frames = sorted(story.said)
@@ -314,10 +326,20 @@ class SAM2VideoPredictor(Sam2Handle):
 
     def reset_state(self, inference_state: VideoState) -> None:
         """Forget every object of a clip."""
-        inference_state.track.reset()
-        inference_state.refresh()
+        inference_state.clear_objects()
 
-    def _show(self, state: VideoState, frame: int) -> tuple[int, list[int], Any]:
+    def _obj_id_to_idx(self, inference_state: VideoState, obj_id: Hashable) -> int:
+        """Return an object's index; a new one is there from now on, to be prompted."""
+        return inference_state.register(obj_id)
+
+    def _obj_idx_to_id(self, inference_state: VideoState, obj_idx: int) -> Hashable:
+        found: Hashable = inference_state["obj_idx_to_id"][obj_idx]
+        return found
+
+    def _get_obj_num(self, inference_state: VideoState) -> int:
+        return len(inference_state["obj_ids"])
+
+    def _show(self, state: VideoState, frame: int) -> tuple[int, list[Any], Any]:
         """Return a frame as upstream gives it."""
         return frame, list(state["obj_ids"]), self._masks(state, frame)
 
@@ -333,6 +355,15 @@ class SAM2VideoPredictor(Sam2Handle):
     def _apply_non_overlapping_constraints(self, pred_masks: Any) -> Any:
         """Do as vkrt.compat.video_masks.apart: upstream's scripts call it by this name."""
         return apart(pred_masks)
+
+
+class SAM2VideoPredictorVOS(SAM2VideoPredictor):
+    """Do as SAM2VideoPredictor: upstream's variant that is compiled, which here all are."""
+
+
+def no_object(state: VideoState, obj: Hashable) -> str:
+    """Return what to say of an object that is not there."""
+    return f"object {shown(obj)} is not tracked; there are {state['obj_ids']}"
 
 
 def inference() -> AbstractContextManager[Any]:

@@ -6,13 +6,13 @@ import os
 from typing import Any
 
 from vkrt.compat.builders import build_video, build_video_hf
-from vkrt.compat.sam2_video import SAM2VideoPredictor
+from vkrt.compat.sam2_video import SAM2VideoPredictor, SAM2VideoPredictorVOS
 
 __all__ = ["build_sam2_video_predictor", "build_sam2_video_predictor_hf"]
 
 
 def build_sam2_video_predictor(
-    config_file: str,
+    config_file: str | os.PathLike[str],
     ckpt_path: str | os.PathLike[str] | None = None,
     device: Any = "auto",
     mode: str = "eval",
@@ -31,7 +31,8 @@ def build_sam2_video_predictor(
         apply_postprocessing: fill holes of up to 8 low-resolution pixels. That an unstable single
             mask gives way to the best of three, and that prompted frames are remembered as what
             is shown and not as logits, is so in either case while tracking.
-        vos_optimized: changes nothing: the backend decides what is compiled.
+        vos_optimized: gives a SAM2VideoPredictorVOS, which does the same: the backend decides what
+            is compiled.
         kwargs: options of vkrt.load (backend, precision, threads).
 
     Raises:
@@ -39,7 +40,7 @@ def build_sam2_video_predictor(
         ValueError: mode is not "eval".
     """
     return build_video(
-        SAM2VideoPredictor,
+        SAM2VideoPredictorVOS if vos_optimized else SAM2VideoPredictor,
         config_file,
         ckpt_path,
         device,

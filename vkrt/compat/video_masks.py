@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ OVERLAPPED = -10.0
 
 
 def full_size(
-    known: Mapping[int, np.ndarray],
-    objects: Sequence[int],
+    known: Mapping[Hashable, np.ndarray],
+    objects: Sequence[Hashable],
     size: tuple[int, int],
     fill_hole_area: int = 0,
     threads: int | None = None,

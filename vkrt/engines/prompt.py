@@ -76,13 +76,14 @@ class Ask:
 UNPROMPTED = Ask(np.zeros((2, 2), np.float32), np.full(2, PAD_LABEL, np.int32))
 
 
-def read_prompt(prompt: Prompt, size: tuple[int, int], image_size: int) -> Ask:
+def read_prompt(prompt: Prompt, size: tuple[int, int], image_size: int, strict: bool = True) -> Ask:
     """Check a prompt and bring it to the model's input.
 
     Args:
         prompt: what the user said.
         size: height and width of the frame.
         image_size: side of the model's input.
+        strict: as in vkrt.media.prompts.prepare.
 
     Raises:
         PromptError: it says nothing, does not fit the frame, or has a mask beside something else.
@@ -98,7 +99,7 @@ def read_prompt(prompt: Prompt, size: tuple[int, int], image_size: int) -> Ask:
             )
         mask = read_whole_mask(said.mask, size)
         return Ask(UNPROMPTED.points, UNPROMPTED.labels, mask_to_input(mask, image_size))
-    batch = prepare(size, image_size, said.points, said.labels, said.box)
+    batch = prepare(size, image_size, said.points, said.labels, said.box, strict=strict)
     if len(batch.points) != 1:
         raise PromptError(
             f"object {obj} has {len(batch.points)} prompts in one: give one Prompt an object"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import count as count_from
 from itertools import islice, takewhile
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from vkrt.engines.sam2_video import Encode
 from vkrt.engines.story import Story, is_conditioning, joined, nearest
 from vkrt.engines.tracked import Finish, TrackedFrame
 from vkrt.engines.tracker import Answer, Tracker
-from vkrt.errors import PromptError
+from vkrt.errors import BackendError, PromptError
 from vkrt.media.frames import Frames
 from vkrt.media.prefetch import prefetch
 from vkrt.memory.history import History, Past
@@ -47,6 +48,8 @@ class TrackSettings:
         refine: points refine the answer that was there before them; else they stand alone.
         features: encoded frames that are kept, for prompts one after the other on one frame; from
             1 to 256.
+        strict: refuse points outside the frame and boxes with swapped corners; else take them as
+            they are.
 
     Raises:
         PromptError: a value is not one of these.
@@ -57,11 +60,12 @@ class TrackSettings:
     clear_around_prompts: bool = False
     refine: bool = True
     features: int = 2
+    strict: bool = True
 
     def __post_init__(self) -> None:
         for name, most in (("history", MAX_HISTORY), ("features", MAX_FEATURES)):
             whole(name, getattr(self, name), 1, most, kind=PromptError)
-        for name in ("corrections_condition", "clear_around_prompts", "refine"):
+        for name in ("corrections_condition", "clear_around_prompts", "refine", "strict"):
             flag(name, getattr(self, name), kind=PromptError)
 
 
@@ -89,6 +93,8 @@ class Track:
         self.settings = settings
         self._stories: dict[int, Story] = {}
         self._features: OrderedDict[int, Mapping[str, Any]] = OrderedDict()
+        # Every track of the same clip that is not closed.
+        self._sharers: WeakSet[Track] = WeakSet((self,))
 
     @property
     def count(self) -> int | None:
@@ -138,7 +144,8 @@ class Track:
             prompt = joined(story.said[frame], tidy(given))
         photo = self._clip.frame(frame)
         size = photo.shape[0], photo.shape[1]
-        ask = self._as_said(story, frame, read_prompt(prompt, size, self._config.image_size))
+        side, strict = self._config.image_size, self.settings.strict
+        ask = self._as_said(story, frame, read_prompt(prompt, size, side, strict))
         features = self._see(frame, photo)
         is_new = obj not in self._stories
         if is_new:
@@ -314,6 +321,34 @@ class Track:
         self._tracker.remove(check_id(obj))
         del self._stories[check_id(obj)]
 
+    def forget(self, frame: int, obj: int) -> None:
+        """Drop what an object left on a frame; its prompts are still said.
+
+        Raises:
+            PromptError: there is no such object.
+        """
+        self._story(obj)
+        self._forget(check_id(obj), frame)
+
+    def duplicate(self) -> Track:
+        """Return a track of the same clip, with objects and memories of its own, as they are now.
+
+        The clip is released once all of them are closed.
+        """
+        twin = Track.__new__(Track)
+        twin.__dict__.update(self.__dict__)
+        twin._tracker = self._tracker.duplicate()
+        twin._stories = {obj: story.duplicate() for obj, story in self._stories.items()}
+        twin._features = OrderedDict(self._features)
+        self._sharers.add(twin)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BackendError(
+            "a track can't be pickled, for its frames and memories are in this process alone: save "
+            "masks (vkrt track) or embeddings (embedding.save), and track in the other process"
+        )
+
     def reset(self) -> None:
         """Forget every object."""
         self._tracker.clear()
@@ -323,7 +358,9 @@ class Track:
         """Forget every object and release the clip."""
         self.reset()
         self._features.clear()
-        self._clip.close()
+        self._sharers.discard(self)
+        if not self._sharers:
+            self._clip.close()
 
     def __enter__(self) -> Track:
         return self

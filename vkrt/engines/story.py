@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +32,10 @@ class Story:
     said: dict[int, Prompt] = field(default_factory=dict)
     tracked: int = 0
     reversed: int = 0
+
+    def duplicate(self) -> Story:
+        """Return a story that goes on by itself."""
+        return replace(self, past=deepcopy(self.past), said=dict(self.said))
 
 
 def is_conditioning(past: Past | None) -> bool:

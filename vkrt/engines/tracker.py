@@ -94,6 +94,14 @@ class Tracker:
         self.bank.clear()
         self.objects.clear()
 
+    def duplicate(self) -> Tracker:
+        """Return a tracker of the same objects, with memories of its own."""
+        twin = Tracker.__new__(Tracker)
+        twin.__dict__.update(self.__dict__)
+        twin.objects = list(self.objects)
+        twin.bank = self.bank.duplicate()
+        return twin
+
     def to_host(self, array: Any) -> np.ndarray:
         """Return a copy of a device array on the host, so that nothing else is kept alive by it."""
         return self._backend.to_host(array).copy()

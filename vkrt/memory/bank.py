@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +91,16 @@ class MemoryBank:
     def nbytes(self) -> int:
         """Return the bytes of all arrays."""
         return self.rows * self.shape.bytes_per_object
+
+    def duplicate(self) -> MemoryBank:
+        """Return a bank that holds the same, in arrays of its own."""
+        twin = MemoryBank.__new__(MemoryBank)
+        twin.__dict__.update(self.__dict__)
+        twin._memory_slots = deepcopy(self._memory_slots)
+        twin._pointer_slots = deepcopy(self._pointer_slots)
+        # Makes the arrays anew.
+        twin._resize(range(self.rows))
+        return twin
 
     def add(self) -> int:
         """Add an object without memories; return its row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,10 @@ class Past:
     memory: np.ndarray
     pointer: np.ndarray
     conditioning: bool
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Past:
+        """Return the past itself: it does not change."""
+        return self
 
 
 class History:
