@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vkrt.arguments import choice
+from vkrt.engines.origin import remember
 from vkrt.errors import BackendError
 from vkrt.load_arguments import check_sources, refuse_others
 from vkrt.loading_sam2 import load_segmenter
@@ -85,6 +86,30 @@ def load(
         BackendError: the backend, device or precision is not to be had here, or an argument is of
             models of the other kind.
     """
+    arguments = {name: value for name, value in locals().items() if name != "report"}
+    loaded = load_meant(**arguments, report=report)
+    remember(loaded, load, **arguments)
+    return loaded
+
+
+def load_meant(
+    model: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
+    *,
+    backend: str,
+    device: str,
+    precision: str | Mapping[str, str],
+    threads: int | None,
+    image_size: int | None,
+    embedding_cache_bytes: int,
+    memory_limit: int | None,
+    encoders: Mapping[str, str | os.PathLike[str]] | None,
+    tokenizers: Paths | None,
+    control_model: str | os.PathLike[str] | None,
+    export: str,
+    report: Callable[[str, float], None] | None,
+) -> Any:
+    """Return the model of a call of load."""
     check_sources(model, checkpoint, image_size, precision, encoders, tokenizers, control_model)
     settings: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
     settings["export"] = choice("export", export, EXPORTS, kind=BackendError)

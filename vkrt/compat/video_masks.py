@@ -9,7 +9,7 @@ import numpy as np
 
 from vkrt.media.masks import clean_logits, upsample
 
-__all__ = ["apart", "fill_small_holes", "full_size"]
+__all__ = ["NO_OBJECT", "apart", "fill_small_holes", "full_size"]
 
 # The logits of an object without an answer, of a filled hole, and at most of what others own.
 NO_OBJECT = -1024.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from threading import Lock
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from vkrt.backends.base import Backend
 from vkrt.engines.programs import Programs
+from vkrt.forks import HomeLock
 from vkrt.stage import Port, Stage
 
 __all__ = ["Background", "DeviceArrays", "Runtime", "Runtimes"]
@@ -88,7 +88,7 @@ class Runtimes:
         # What streams and tracks that began before a switch still run.
         self._retired: WeakSet[Programs] = WeakSet()
         self.background: Background | None = None
-        self._lock = Lock()
+        self._lock = HomeLock()
         self._closed = False
 
     def attach(self, background: Background) -> None:
@@ -96,7 +96,12 @@ class Runtimes:
         self.background = background
 
     def begin(self) -> Runtime:
-        """Return what runs the call that begins now, from its first stage to its last."""
+        """Return what runs the call that begins now, from its first stage to its last.
+
+        Raises:
+            BackendError: this is a child of the process that made the model.
+        """
+        self._lock.home.check()
         if self.background is not None:
             self.background.touch()
         return self.now

@@ -19,7 +19,9 @@ from vkrt.engines.embedding import (
     read_embedding,
     write_embedding,
 )
+from vkrt.engines.image_embedding import ImageEmbedding
 from vkrt.engines.mask_result import Masks, no_answer
+from vkrt.engines.origin import Origin, forget, unload
 from vkrt.engines.runtime import DeviceArrays, Runtime, Runtimes
 from vkrt.engines.sam2_track import Track, TrackSettings
 from vkrt.engines.sam2_video import Encode, Stream
@@ -43,74 +45,6 @@ AT_ONCE = ("image_encoder", "mask_decoder")
 PhotoList: TypeAlias = list[Photo] | tuple[Photo, ...]
 
 
-class ImageEmbedding:
-    """Keep what the encoder made of one photo; prompts on it never encode again.
-
-    Attributes:
-        size: height and width of the photo, in pixels.
-        key: digest of the photo's content.
-        arrays: the device arrays that the mask decoder reads.
-    """
-
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        arrays: DeviceArrays,
-        size: tuple[int, int],
-        key: str,
-    ) -> None:
-        self._segmenter = segmenter
-        self.arrays = arrays
-        self.size = size
-        self.key = key
-
-    @property
-    def features(self) -> tuple[Any, ...]:
-        """Return the arrays as those of the backend that holds them now."""
-        return self.arrays.now
-
-    def predict(
-        self,
-        points: Any = None,
-        labels: Any = None,
-        box: Any = None,
-        mask: Any = None,
-        multimask: bool = True,
-        dynamic_multimask: bool = True,
-    ) -> Masks:
-        """Return the masks that the prompts name.
-
-        Args:
-            points: (P, 2) x, y in pixels of the photo; (B, P, 2) for B objects at once.
-            labels: (P,) or (B, P): 1 on the object, 0 not on it, 2 and 3 the top left and bottom
-                right corner of a box, -1 padding; None means all 1.
-            box: (4,) or (B, 4) x0, y0, x1, y1 in pixels of the photo; boxes of shape (0, 4), of
-                which nothing was found, give masks of shape (0, N, H, W).
-            mask: (h, w) or (B, h, w) logits of an earlier answer, to refine it; or a mask of the
-                photo's own size, (H, W) or (B, H, W): bool, grey of 0 to 1 or 255, or logits.
-            multimask: give three candidates (for a single, ambiguous click); else one.
-            dynamic_multimask: where one is asked for and it is unstable, give the best of the
-                three instead.
-
-        Raises:
-            PromptError: there is no prompt, or one does not fit the photo or the others.
-        """
-        return self._segmenter.decode(
-            self,
-            prepare(self.size, self._segmenter.config.image_size, points, labels, box, mask),
-            multimask,
-            dynamic_multimask,
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedding as safetensors, whole or not at all.
-
-        Raises:
-            OutputError: the file can't be written.
-        """
-        self._segmenter.save_embedding(self, path)
-
-
 class Segmenter:
     """Segment photos with one SAM 2 model; any number of threads may call it.
 
@@ -124,6 +58,7 @@ class Segmenter:
         config: its shape.
         threads: CPU threads of pre- and post-processing; None is one per core.
         runtimes: what runs it now, and what ran it before.
+        origin: how it was loaded, None where vkrt.load did not; pickling it is loading it again.
     """
 
     def __init__(
@@ -144,6 +79,7 @@ class Segmenter:
         self._batch_size = batch_size
         self._cache: ByteCache[ImageEmbedding] = ByteCache(embedding_cache_bytes)
         self._home = Home()
+        self.origin: Origin | None = None
         self.runtimes = Runtimes(Runtime(stages, backend, AT_ONCE))
 
     @property
@@ -398,18 +334,37 @@ class Segmenter:
         }
         source = file_path("path", path, kind=CheckpointError)
         header, arrays = read_embedding(source, self.name, self._fingerprint, shapes)
-        backend = self.runtimes.now.backend
-        features = tuple(backend.from_host(arrays[name]) for name in shapes)
-        embedding = ImageEmbedding(self, DeviceArrays(features, backend), header.size, header.key)
-        self._cache.put(header.key, embedding, embedding.arrays.nbytes)
+        return self.hold(arrays, header.size, header.key)
+
+    def hold(
+        self, arrays: Mapping[str, np.ndarray], size: tuple[int, int], key: str
+    ) -> ImageEmbedding:
+        """Return the embedding of what host_features gave, and cache it."""
+        runtime = self.runtimes.now
+        names = (port.name for port in runtime.feature_ports)
+        features = tuple(runtime.backend.from_host(arrays[name]) for name in names)
+        embedding = ImageEmbedding(self, DeviceArrays(features, runtime.backend), size, key)
+        self._cache.put(key, embedding, embedding.arrays.nbytes)
         return embedding
 
     def close(self) -> None:
         """Release the cache and what the backend holds; in a forked child there is nothing to."""
         if not self._home.is_here:
             return
+        forget(self)
         self._cache.clear()
         self.runtimes.close()
+
+    def __reduce__(self) -> Any:
+        return unload(self)
+
+    def __copy__(self) -> Segmenter:
+        """Return the model itself: calls do not change it."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Segmenter:
+        """Return the model itself: calls do not change it."""
+        return self
 
     def __enter__(self) -> Segmenter:
         return self

@@ -343,6 +343,9 @@ class Track:
         self._sharers.add(twin)
         return twin
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Track:
+        return self.duplicate()
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise BackendError(
             "a track can't be pickled, for its frames and memories are in this process alone: save "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from vkrt.arguments import shown
 from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, says_nothing
 from vkrt.engines.tracked import Finish, TrackedFrame
 from vkrt.engines.tracker import Tracker
-from vkrt.errors import PromptError, VideoError
+from vkrt.errors import BackendError, PromptError, VideoError
 from vkrt.media.image import Photo, read_image
 from vkrt.models.sam2.config import Sam2Config
 
@@ -124,6 +124,12 @@ class Stream:
             [answer.logits for answer in answers.values()],
             [answer.score for answer in answers.values()],
             [answer.object_score for answer in answers.values()],
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BackendError(
+            "a stream can't be copied or pickled, for its memories are in this process alone: save "
+            "embeddings (embedding.save) or masks, and begin a stream in the other process"
         )
 
     def remove(self, obj: int) -> None:

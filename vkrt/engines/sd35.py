@@ -20,6 +20,7 @@ from vkrt.engines.generation import Generation
 from vkrt.engines.guidance import LARGEST_SCALE
 from vkrt.engines.inputs import Inputs, read_inputs
 from vkrt.engines.latents import decode_latents
+from vkrt.engines.origin import Origin, forget, unload
 from vkrt.engines.prompt_encoder import PromptEmbedding, PromptEncoder, usual_length
 from vkrt.engines.request import Request, read_request, smallest_side
 from vkrt.engines.schedule import check_profile
@@ -45,6 +46,7 @@ class Generator:
     Attributes:
         name: catalog name of the model.
         config: its shape.
+        origin: how it was loaded; pickling it is loading it again.
 
     Args:
         stages: by name; those of parts that are not there are missing.
@@ -78,6 +80,7 @@ class Generator:
         self._residency = Residency(stages, backend_of)
         self._prompts = PromptEncoder(config, tokenizers, prompt_cache_bytes)
         self._lock = HomeLock()
+        self.origin: Origin | None = None
 
     def generate(
         self,
@@ -322,9 +325,18 @@ class Generator:
         """Release the weights, the cache and what the backends hold; it can't be used any more."""
         if not self._lock.home.is_here:
             return
+        forget(self)
         with self._lock:
             self._residency.close()
             self._prompts.clear()
+
+    def __reduce__(self) -> Any:
+        if self._adapters is not None and self._adapters.named:
+            raise GenerationError(
+                "a model with LoRAs on it can't be pickled: load it and them in the other process "
+                "(vkrt.load, load_lora), or unload_loras() first"
+            )
+        return unload(self)
 
     def __enter__(self) -> Generator:
         return self
