@@ -42,7 +42,7 @@ class Origin:
         return os.getpid(), repr((self.load, sorted(self.arguments.items(), key=lambda a: a[0])))
 
 
-def remember(model: Any, load: Callable[..., Any], **arguments: Any) -> None:
+def remember(model: Any, load: Callable[..., Any], /, **arguments: Any) -> None:
     """Note on a model how it was loaded.
 
     Args:
