@@ -422,7 +422,7 @@ BAD: list[tuple[Callable[[SAM2VideoPredictor, VideoState], object], str]] = [
     (lambda p, s: p.add_new_points_or_box(s, 0, 1), "no prompt was given"),
     (lambda p, s: p.add_new_points(s, 0, 1, [1, 2], [1]), r"points must have shape \(P, 2\)"),
     (lambda p, s: p.add_new_points(s, 0, 1, SPOT, [1, 1]), "one per point"),
-    (lambda p, s: p.add_new_points(s, 0, 1, [["a", "b"]], [1]), "points must be numbers"),
+    (lambda p, s: p.add_new_points(s, 0, 1, [["a", "b"]], [1]), "point must be numbers"),
     (lambda p, s: p.add_new_points_or_box(s, 0, 1, box=[1, 2, 3]), "box must be x0, y0, x1, y1"),
     (
         lambda p, s: p.add_new_points_or_box(s, 3, 1, box=BOX, clear_old_points=False),
