@@ -32,7 +32,7 @@ from vkrt.forks import Home
 from vkrt.media.image import Photo, to_input
 from vkrt.media.masks import binarize, choose, magnitude
 from vkrt.media.photo_lists import read_photos, split_batch
-from vkrt.media.prompts import PromptBatch, prepare
+from vkrt.media.prompts import PromptBatch
 from vkrt.memory.cache import ByteCache
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.stage import Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count as count_from
 from itertools import islice, takewhile
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from vkrt.arguments import flag, whole
 from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, tidy
 from vkrt.engines.sam2_video import Encode
 from vkrt.engines.story import Story, is_conditioning, joined, nearest
+from vkrt.engines.track_settings import TrackSettings
 from vkrt.engines.tracked import Finish, TrackedFrame
 from vkrt.engines.tracker import Answer, Tracker
 from vkrt.errors import BackendError, PromptError
@@ -27,46 +28,6 @@ from vkrt.memory.history import History, Past
 from vkrt.models.sam2.config import Sam2Config
 
 __all__ = ["Track", "TrackSettings"]
-
-# A day at 12 frames a second; and what a GPU can hold of encoded frames.
-MAX_HISTORY = 1_000_000
-MAX_FEATURES = 256
-
-
-@dataclass(frozen=True)
-class TrackSettings:
-    """Say how a clip is tracked.
-
-    Attributes:
-        history: frames of each object, besides the prompted ones, whose memories are kept on the
-            host for corrections and for the way back; from 1 to 1,000,000.
-        corrections_condition: later frames are conditioned on a corrected frame too, so that the
-            correction survives when the clip is tracked again (upstream's
-            add_all_frames_to_correct_as_cond).
-        clear_around_prompts: a prompt drops what was tracked around it (upstream's
-            clear_non_cond_mem_around_input).
-        refine: points refine the answer that was there before them; else they stand alone.
-        features: encoded frames that are kept, for prompts one after the other on one frame; from
-            1 to 256.
-        strict: refuse points outside the frame and boxes with swapped corners; else take them as
-            they are.
-
-    Raises:
-        PromptError: a value is not one of these.
-    """
-
-    history: int = 64
-    corrections_condition: bool = True
-    clear_around_prompts: bool = False
-    refine: bool = True
-    features: int = 2
-    strict: bool = True
-
-    def __post_init__(self) -> None:
-        for name, most in (("history", MAX_HISTORY), ("features", MAX_FEATURES)):
-            whole(name, getattr(self, name), 1, most, kind=PromptError)
-        for name in ("corrections_condition", "clear_around_prompts", "refine", "strict"):
-            flag(name, getattr(self, name), kind=PromptError)
 
 
 class Track:
