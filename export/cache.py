@@ -15,7 +15,7 @@ from pathlib import Path
 from vkrt import __version__, backends, catalog, export, kernels, models
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.errors import BackendError, CheckpointError, OutputError
-from vkrt.export.file_records import remembered_digest
+from vkrt.export.file_records import recall, remember, remembered_digest
 from vkrt.export.int8.cpu import needs_reduced_range
 from vkrt.export.model import PRECISIONS, export_weights
 from vkrt.export.progress import Report, ignore
@@ -64,6 +64,7 @@ class Exportable:
             DownloadError, UnknownModelError: as in vkrt.load.
         """
         weights = source or weights_of(name, options.cache)
+        name = name or recognised(weights, options.cache)
         precision = options.precision if options.precision in PRECISIONS else "fp32"
         return cls(name, weights, image_size, precision, options.cache)
 
@@ -159,6 +160,28 @@ class Exportable:
             model = self.name or self.weights.name
             where = os.path.abspath(self.weights)
             write_refusal(self.folder, Refusal(model, where, reason, versions(), lasting))
+
+
+def recognised(weights: Path, cache: Path) -> str | None:
+    """Return the model of weights that come without a name, so that one bundle serves both ways.
+
+    Returns:
+        None where torch would be needed to tell and is not there, and where it is no known model.
+    """
+    with suppress(CheckpointError):
+        file = find_parts(weights).files[0]
+        known = recall(cache, file).get("model")
+        if known in catalog.names():
+            return str(known)
+        if not backends.can_export():
+            return None
+        from vkrt.weights.checkpoint import read_shapes
+        from vkrt.weights.sam2 import recognise
+
+        name = recognise(read_shapes(weights)).name
+        remember(cache, file, model=name)
+        return name
+    return None
 
 
 def weights_of(name: str | None, cache: Path) -> Path:

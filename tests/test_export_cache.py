@@ -139,7 +139,7 @@ def test_a_service_forbids_every_export(
     for way in ("auto", "first", "behind", "never"):
         sam = vkrt.load(pico, pico_checkpoint, device="cpu", export=way)
         assert sam.backend == "eager"
-    how = r"forbid_exports\(\)" if by_function else "VKRT_EXPORT=forbid"
+    how = r"vkrt\.forbid_exports\(\)" if by_function else "VKRT_EXPORT=forbid"
     for asked in ({"backend": "onnx"}, {"backend": "openvino"}, {"precision": "int8"}):
         with pytest.raises(BackendError, match=f"{how} forbids") as caught:
             vkrt.load(pico, pico_checkpoint, **asked)
@@ -356,9 +356,18 @@ def test_other_weights_of_the_same_model_are_another_bundle(
 def test_a_path_alone_has_a_bundle_too(
     pico: str, pico_checkpoint: Path, exports: list[str]
 ) -> None:
-    for _ in range(2):
-        assert vkrt.load(pico_checkpoint, backend="onnx").name == pico
-    assert len(exports) == 1
+    for arguments in ((pico_checkpoint,), (pico_checkpoint,), (pico, pico_checkpoint)):
+        assert vkrt.load(*arguments, backend="onnx").name == pico
+    assert exports == ["fp32"]
+
+
+def test_a_path_alone_is_known_again_without_torch(
+    pico: str, pico_checkpoint: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vkrt.load(pico, pico_checkpoint, backend="onnx")
+    assert vkrt.load(pico_checkpoint, device="cpu").backend == "onnx"
+    no_exporters(monkeypatch)
+    assert vkrt.load(pico_checkpoint, device="cpu").backend == "onnx" and exports == ["fp32"]
 
 
 # The key.

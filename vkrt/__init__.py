@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         VkrtError,
     )
     from vkrt.loading import load
+    from vkrt.options import forbid_exports
 
 __all__ = [
     "BackendError",
@@ -42,11 +43,13 @@ __all__ = [
     "UnknownModelError",
     "VideoError",
     "VkrtError",
+    "forbid_exports",
     "load",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "forbid_exports": "vkrt.options",
     "load": "vkrt.loading",
     "ImageEmbedding": "vkrt.engines.sam2_image",
     "Masks": "vkrt.engines.mask_result",

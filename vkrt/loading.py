@@ -75,8 +75,8 @@ def load(
             That process takes as much memory again and ends with this one. "never" exports
             nothing. "auto" is what $VKRT_EXPORT says; else "behind", but only once the model is
             used a minute or more after it was loaded. What was exported before is used in any
-            case. An export that failed is not tried again until versions change. See
-            forbid_exports of vkrt.options for services.
+            case. An export that failed is not tried again until versions change. A service that
+            is to export nothing calls vkrt.forbid_exports or sets VKRT_EXPORT=forbid.
         report: is called with what is being done and which share of an export, 0 to 1, is done.
 
     Raises:

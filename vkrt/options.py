@@ -116,7 +116,7 @@ def check_export_allowed(what: object) -> None:
         BackendError: they are.
     """
     if exports_forbidden():
-        how = "vkrt.options.forbid_exports()" if _forbidden else f"VKRT_EXPORT={FORBID}"
+        how = "vkrt.forbid_exports()" if _forbidden else f"VKRT_EXPORT={FORBID}"
         raise BackendError(
             f"{what} would have to be exported, which {how} forbids in this process: give a bundle "
             'that `vkrt export` wrote, or take backend="eager"'
