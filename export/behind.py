@@ -67,6 +67,7 @@ class ExportBehind:
         self._lock = Lock()
         self._stopped = Event()
         self._thread: Thread | None = None
+        self._switching = False
 
     def touch(self) -> None:
         """Start the export, if it is time and nothing speaks against it."""
@@ -84,6 +85,9 @@ class ExportBehind:
     def stop(self) -> None:
         """End the export; its process is told so and ends soon."""
         self._stopped.set()
+        # A runtime that is being opened while the interpreter ends would crash it.
+        if self._switching and self._thread not in (None, threading.current_thread()):
+            self.join(GRACE_SECONDS)
 
     @property
     def started(self) -> bool:
@@ -105,8 +109,7 @@ class ExportBehind:
                 return
             bundle = wanted.find()
             if bundle is not None:
-                self._ready(bundle)
-                log.info("%s runs as a bundle now", wanted.weights)
+                self._switch(bundle)
                 return
             # Whatever it was that it could not say itself: it was killed, or could not start.
             wanted.refuse(f"the export in the background ended with code {code}", lasting=False)
@@ -114,6 +117,15 @@ class ExportBehind:
         except (OSError, VkrtError) as error:
             wanted.refuse(str(error), lasting=False)
             self._complain()
+
+    def _switch(self, bundle: Bundle) -> None:
+        self._switching = True
+        try:
+            if not self._stopped.is_set():
+                self._ready(bundle)
+                log.info("%s runs as a bundle now", self._wanted.weights)
+        finally:
+            self._switching = False
 
     def _complain(self) -> None:
         refusal = self._wanted.refusal()

@@ -14,8 +14,10 @@ import pytest
 
 # Before anything imports torch: the same number of threads, and so the same sums, everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# "auto" would export every random checkpoint of these tests, which takes longer than they do.
+# Most tests are of PyTorch's modules, also of the model whose bundle ships with vkrt.
 os.environ["VKRT_BACKEND"] = "eager"
+# Those of "auto" take that away; on a slow machine they may live for more than a minute.
+os.environ["VKRT_EXPORT"] = "never"
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def bundles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return an empty cache of bundles; "auto" means what it means for a user."""
     monkeypatch.setenv("VKRT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VKRT_BACKEND")
+    monkeypatch.delenv("VKRT_EXPORT")
     return tmp_path / "cache" / "bundles"
 
 

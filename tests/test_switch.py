@@ -311,6 +311,25 @@ def test_a_closed_model_ends_its_export(child: Child, pico: str, pico_checkpoint
     assert background.join(30) and child.left() == set() and sam.backend == "eager"
 
 
+def test_closing_waits_for_a_switch_that_has_begun(
+    child: Child, pico: str, pico_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    create = backends.create
+
+    def slow(options: Options) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.3)
+            ended.set()
+        return create(options)
+
+    monkeypatch.setattr(backends, "create", slow)
+    with vkrt.load(pico, pico_checkpoint, device="cpu", export="behind"):
+        until(begun.is_set)
+    assert ended.is_set()
+
+
 def test_a_model_that_nobody_holds_ends_its_export(
     child: Child, pico: str, pico_checkpoint: Path
 ) -> None:
@@ -408,6 +427,35 @@ def test_a_refusal_of_old_is_no_export(
     with vkrt.load(pico, pico_checkpoint, device="cpu", export="behind") as sam:
         assert sam.runtimes.background is None and sam.encode(photo) is not None
     assert not child.seen.exists()
+
+
+# The same without the copy.
+REAL = """
+import sys
+sys.path.insert(0, {tests!r})
+from pico import NAME, PICO
+from vkrt import catalog
+from vkrt.export import behind
+catalog._MODELS[NAME] = PICO
+behind.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_real_export_runs_behind(
+    child: Child,
+    pico: str,
+    pico_checkpoint: Path,
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(behind, "CODE", REAL.format(tests=str(TESTS)))
+    with vkrt.load(pico, pico_checkpoint, device="cpu", export="behind") as sam:
+        embedding = sam.encode(photo)
+        wanted = embedding.predict(**CLICK).logits
+        assert exporting(sam).join(600)
+        assert sam.backend == "onnx"
+        close(embedding.predict(**CLICK).logits, wanted)
 
 
 def test_no_python_to_start_is_no_export(

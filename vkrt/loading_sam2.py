@@ -14,7 +14,6 @@ from vkrt.backends.base import Backend
 from vkrt.bundle import Bundle, is_bundle, read_bundle
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.errors import BackendError, CheckpointError, OutputError
-from vkrt.export.behind import ExportBehind, can_run_behind
 from vkrt.export.cache import Exportable
 from vkrt.export.model import PREPROCESSING
 from vkrt.fitness import check_runs, warn_of_overflow
@@ -92,8 +91,12 @@ def export_now(wanted: Exportable, options: Options) -> Bundle | None:
 
 def export_behind(loaded: Segmenter, wanted: Exportable, options: Options) -> None:
     """Let a model that PyTorch runs be exported beside its calls, and go over to the bundle."""
-    able = backends.can_export() and can_run_behind() and not exports_forbidden()
-    if not able or wanted.refusal() is not None:
+    if not backends.can_export() or exports_forbidden() or wanted.refusal() is not None:
+        return
+    # Who has a bundle does not wait for this to be imported.
+    from vkrt.export.behind import ExportBehind, can_run_behind
+
+    if not can_run_behind():
         return
     patient = asked_export(options) == "auto"
     # It must not keep a model that nobody else does.
