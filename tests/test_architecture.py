@@ -80,11 +80,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "onnx_graph": set(),
     "onnx_file": {"errors", "onnx_graph", "protobuf", "weights.safety_limits"},
     "operators": {"onnx_graph", "weights.safety_limits"},
+    "array_rules": {"onnx_graph", "operators"},
+    "array_sizes": {"array_rules", "onnx_graph", "stage", "steps", "weights.safety_limits"},
     "graph_ports": {"onnx_graph", "stage", "steps"},
     "verified": {"errors", "manifest", "onnx_file", "onnx_graph", "protobuf"},
     "steps": set(),
     "manifest": {"errors", "limited", "stage", "steps", "weights.safety_limits"},
     "bundle": {
+        "array_sizes",
         "errors",
         "stage",
         "steps",
@@ -149,6 +152,8 @@ MAY_IMPORT["cli"] |= {"meant", "steps", "kernels.host_attention"}
 
 TORCH_FREE = (
     "",
+    "array_rules",
+    "array_sizes",
     "arguments",
     "bundle",
     "catalog",

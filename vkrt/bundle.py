@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from vkrt.array_sizes import check_sizes
 from vkrt.errors import CheckpointError, OutputError
 from vkrt.graph_ports import check_ports
 from vkrt.manifest import GET_AGAIN, MANIFEST, Header, Manifest, read_manifest
@@ -107,6 +108,7 @@ def checked(folder: Path, stage: Stage, manifest: Manifest, found: Mapping[str, 
             ) from None
     try:
         check_ports(stage, graphs)
+        check_sizes(stage, graphs)
     except ValueError as error:
         raise CheckpointError(
             f"stage {shown(stage.name, 60)} of {folder} does not fit its graph ({error}): "

@@ -39,7 +39,7 @@ __all__ = [
     "MAX_TOKENIZER_BYTES",
     "MAX_TOKEN_CHARACTERS",
     "MAX_VOCABULARY",
-    "MAX_WINDOW",
+    "MIN_ARRAY_ELEMENTS",
     "MOST_MEGAPIXELS",
     "listed",
     "shown",
@@ -83,10 +83,10 @@ MAX_DIMENSIONS = 8
 MAX_GRAPH_FIELDS = 250_000
 # Graphs lie in attributes of nodes in graphs; ours are flat.
 MAX_GRAPH_DEPTH = 64
-# By how much an operator with a stated shape may enlarge what it is given.
-MAX_GROWTH = 2**26
-# Pads, strides and the size of a kernel.
-MAX_WINDOW = 2**12
+# How many times as many elements as the largest port an array within a stage may have; the logits
+# of the largest attention of SAM 2 are 64 times its memories. Smaller arrays always pass.
+MAX_GROWTH = 256
+MIN_ARRAY_ELEMENTS = 2**24
 
 # The largest are T5's tokenizer.json, 2.4 MB, and CLIP's, 3.6 MB; parsed they take 50 times that.
 MAX_TOKENIZER_BYTES = 16 * 1024**2
