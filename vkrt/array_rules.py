@@ -69,6 +69,8 @@ def given(inputs: Sequence[Array], index: int) -> bool:
 
 def broadcast(*shapes: Shape) -> Shape:
     """Return the shape of arrays that are stretched to one another."""
+    if shapes.count(shapes[0]) == len(shapes):
+        return shapes[0]
     backwards = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
     return tuple(max(sizes) for sizes in backwards)[::-1]
 
@@ -88,8 +90,11 @@ COMPUTES: dict[str, Callable[..., float]] = {
 
 def elementwise(node: Node, inputs: Sequence[Array]) -> list[Array]:
     shape = broadcast(*(each.shape for each in inputs))
-    count, compute = prod(shape), COMPUTES.get(node.operator)
-    if compute is None or count > MOST_NUMBERS:
+    compute = COMPUTES.get(node.operator)
+    if compute is None or inputs[0].numbers is None:
+        return [Array(shape, None)]
+    count = prod(shape)
+    if count > MOST_NUMBERS:
         return [Array(shape, None)]
     columns = [each.numbers for each in inputs]
     if any(column is None or len(column) not in (1, count) for column in columns):
@@ -338,13 +343,14 @@ def window(node: Node, inputs: Sequence[Array]) -> list[Array]:
     spread = node.numbers.get("dilations", [1] * rank)
     pads = node.numbers.get("pads", [0] * 2 * rank)
     added = node.numbers.get("output_padding", [0] * rank)
+    more = 1 + number(node, "ceil_mode", 0)
     made = []
     for i, side in enumerate(sides):
         reach, margin = spread[i] * (kernel[i] - 1) + 1, pads[i] + pads[i + rank]
         if node.operator == "ConvTranspose":
             made.append((side - 1) * steps[i] + reach + added[i] - min(0, margin))
         else:
-            made.append(max((side + margin - reach) // steps[i] + 2, -(-side // steps[i])))
+            made.append(max((side + margin - reach) // steps[i] + more, -(-side // steps[i])))
     return of_shape([count, channels, *node.numbers.get("output_shape", made)])
 
 
