@@ -30,6 +30,47 @@ def test_threads_are_explicit(tmp_path: Path, threads: int | None, wanted: int) 
     assert not settings.enable_mem_pattern
 
 
+BOUNDED = """
+import sys
+import numpy as np
+from pathlib import Path
+from vkrt.backends import onnx
+from vkrt.errors import BackendError
+from vkrt.options import Options
+from vkrt.stage import Port, Stage
+
+onnx.usable_memory = lambda: 2**26
+stage = Stage("s", Path(sys.argv[1]), (Port("x", ("n", 4)),), (Port("y", ("n", 3)),))
+program = onnx.OnnxBackend(Options(threads=1)).prepare(stage)
+assert program(np.ones((1000, 4), np.float32))[0].shape == (1000, 3)
+try:
+    program(np.ones((10_000_000, 4), np.float32))
+except BackendError as error:
+    print(error)
+print(program(np.ones((10, 4), np.float32))[0].sum())
+"""
+
+
+def test_a_run_takes_no_more_than_there_is(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones(s, np.float32), n)
+        for n, s in (("w", (4, 3)), ("v", (3, 3)))
+    ]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(graph_model(nodes, weights).SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, str(path)], capture_output=True, text=True, check=True
+    )
+    told, after = done.stdout.splitlines()
+    assert f"failed to run {path}" in told and "too little memory" in told
+    assert float(after) == 30.0
+
+
 def test_a_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def at(text: str | None) -> int:
         (tmp_path / "cpu.max").unlink(missing_ok=True)

@@ -25,6 +25,7 @@ __all__ = [
     "forbid_exports",
     "parse_bytes",
     "usable_cores",
+    "usable_memory",
 ]
 
 BACKENDS = ("auto", "eager", "onnx", "openvino")
@@ -34,6 +35,7 @@ FORBID = "forbid"
 EMBEDDING_CACHE_BYTES = 512 * 1024**2
 # Microseconds of CPU time that this container may take in each period, and the period.
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
 DEVICE = re.compile(r"[a-z]{1,16}(:\d{1,3})?", re.ASCII)
 # The whole numbers of Options, and what they may be.
@@ -133,6 +135,19 @@ def usable_cores() -> int:
         # No such file, or "max" for no limit.
         return bound or 1
     return max(1, min(bound or 1, limit))
+
+
+def usable_memory() -> int | None:
+    """Return the memory that this process may use: the machine's, or its container's limit."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        limit = MEMORY_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def parse_bytes(amount_text: str) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from vkrt.backends.cut import CutProgram, RunPiece, runs_cut
 from vkrt.backends.host import HostBackend, lay_out
 from vkrt.errors import BackendError
 from vkrt.forks import keep_in_children
-from vkrt.options import Options, usable_cores
+from vkrt.options import Options, usable_cores, usable_memory
 from vkrt.stage import Program, Stage
 from vkrt.steps import Piece
 
@@ -83,7 +83,8 @@ class OnnxBackend(HostBackend["OnnxProgram | CutProgram"]):
         session = self._open(piece.path, fixed=False)
 
         def run(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            made = session.run(piece.outputs, dict(arrays))
+            with told(piece.path):
+                made = session.run(piece.outputs, dict(arrays))
             return dict(zip(piece.outputs, made, strict=True))
 
         return run
@@ -120,7 +121,7 @@ class OnnxProgram:
 
         Raises:
             ValueError: an array does not fit its port.
-            BackendError: the backend was closed.
+            BackendError: the backend was closed, or the run failed: memory may not suffice.
         """
         session, stage = self._session, self._stage
         if session is None:
@@ -131,7 +132,8 @@ class OnnxProgram:
             binding.bind_input(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for port, array in zip(stage.outputs, made, strict=True):
             binding.bind_output(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        session.run_with_iobinding(binding, self._run_options(sizes))
+        with told(stage.module):
+            session.run_with_iobinding(binding, self._run_options(sizes))
         return made
 
     def _run_options(self, sizes: dict[str, int]) -> ort.RunOptions:
@@ -149,6 +151,20 @@ class OnnxProgram:
     def close(self) -> None:
         """Release the session."""
         self._session = None
+
+
+@contextmanager
+def told(path: Any) -> Iterator[None]:
+    """Tell in one line that a run of an .onnx file failed."""
+    try:
+        yield
+    except Exception as error:
+        # ONNX Runtime has no common class for what it raises.
+        reason = " ".join(str(error).split())
+        raise BackendError(
+            f"onnxruntime failed to run {path} ({reason:.200}): there may be too little memory for "
+            "inputs of this size"
+        ) from error
 
 
 def pick_providers(device: str, engines: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -214,13 +230,20 @@ def session_options(threads: int, fixed: bool) -> ort.SessionOptions:
 
 @cache
 def set_arena() -> None:
-    """Give the sessions of this process one arena that grows by what is asked for."""
+    """Give the sessions of this process one arena that grows by what is asked for.
+
+    It never takes more than the machine or the container has: a run that needs more fails.
+    """
     place = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
     # The program around us may have set one already: then that serves.
     with suppress(RuntimeError):
         settings = {"arena_extend_strategy": SAME_AS_REQUESTED}
+        memory = usable_memory()
+        if memory is not None:
+            # More would only have the system kill this process.
+            settings["max_mem"] = memory
         ort.create_and_register_allocator(place, ort.OrtArenaCfg(settings))
 
 

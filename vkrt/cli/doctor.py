@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -117,7 +116,7 @@ def look(as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Return what this machine has; imports torch only if it is installed."""
     from vkrt import __version__
-    from vkrt.options import cache_folder, usable_cores
+    from vkrt.options import cache_folder, usable_cores, usable_memory
 
     native, run = look_at_native(), would_run()
     return {
@@ -125,7 +124,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": {"model": cpu_model(), "cores": usable_cores()},
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": usable_memory(),
         "torch": look_at_torch(),
         "onnxruntime": look_at_onnxruntime(),
         "openvino": installed("openvino"),
@@ -154,19 +153,6 @@ def cpu_model() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int | None:
-    """Return the memory that this process may use: the machine's, or its container's limit."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def look_at_torch() -> dict[str, Any] | None:
