@@ -28,7 +28,6 @@ class Array(NamedTuple):
     numbers: Numbers
 
 
-Inputs: TypeAlias = "Sequence[Array | None]"
 Rule: TypeAlias = "Callable[[Node, Sequence[Array]], Sequence[Array]]"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from vkrt.array_rules import RULES, Array, UnknownSizeError, constant
 from vkrt.onnx_graph import Graph, Node
@@ -81,7 +82,8 @@ def apply(node: Node, held: Mapping[str, Array]) -> Sequence[Array]:
         ValueError: its inputs do not fit it, or how much it makes depends on values.
     """
     try:
-        inputs = [held[name] if name else None for name in node.inputs]
+        # Nothing stands for an optional input that is not there.
+        inputs: list[Any] = [held[name] if name else None for name in node.inputs]
         made = RULES[node.operator](node, inputs)
     except UnknownSizeError:
         raise ValueError(f"how much {node.operator} makes depends on values") from None

@@ -5,10 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["AWARE", "BLIND", "Mutator", "mutate"]
+__all__ = [
+    "AWARE",
+    "BLIND",
+    "Mutator",
+    "join_fields",
+    "mutate",
+    "overlong",
+    "sealed",
+    "split_fields",
+    "varint",
+    "written",
+]
 
 # Takes a source of chance and what to damage; gives it damaged.
 Mutator = Callable[[random.Random, bytes], bytes]
@@ -291,8 +303,37 @@ def odd_field(
     return written(tag, flip_bits(rng, content) if content else b"\0")
 
 
+# PNG: the checksum of a changed chunk is made right again.
+
+
+def change_chunk(rng: random.Random, data: bytes) -> bytes:
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at + 4 : at + 8 + size])
+        at += 12 + size
+    if not chunks:
+        return flip_bits(rng, data)
+    index = rng.randrange(len(chunks))
+    kind, content = chunks[index][:4], chunks[index][4:]
+    act = rng.randrange(6)
+    if act == 0:
+        chunks.pop(index)
+    elif act == 1:
+        chunks.insert(rng.randrange(len(chunks)), kind + content)
+    else:
+        chunks[index] = kind + rng.choice(BLIND)(rng, content or b"\0")
+    return data[:8] + b"".join(map(sealed, chunks))
+
+
+def sealed(chunk: bytes) -> bytes:
+    size = (len(chunk) - 4) % 2**32
+    return size.to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+
+
 AWARE: dict[str, tuple[Mutator, ...]] = {
     "bytes": (),
+    "png": (change_chunk,) * 10,
     "json": (change_json, change_json, change_json, nest_json),
     "protobuf": (change_protobuf,) * 5,
     "safetensors": (change_header,) * 5,

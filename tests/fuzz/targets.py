@@ -448,8 +448,8 @@ EVERY = (
     Target("runs", text_seeds, read_runs),
     Target("native", fixed(CALLS), call_native, "json"),
     Target("picture", picture_seeds, read_photo),
-    Target("labels", label_seeds, as_file("labels.png", read_label_map)),
-    Target("parameters", parameter_seeds, as_file("made.png", read_made)),
+    Target("labels", label_seeds, as_file("labels.png", read_label_map), "png"),
+    Target("parameters", parameter_seeds, as_file("made.png", read_made), "png"),
     Target("clip", clip_files, read_clip),
 )
 TARGETS = {target.name: target for target in EVERY}
