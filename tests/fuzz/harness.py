@@ -67,11 +67,11 @@ def run(target: Target, count: int, folder: Path) -> tuple[int, int, list[Failur
         target.read(folder, seed)
     accepted = refused = 0
     failures: list[Failure] = []
-    kept = Path(os.environ.get("FUZZ_CRASHES", tempfile.gettempdir())) / f"fuzz-{target.name}.input"
-    with bounded_memory():
+    with bounded_memory(), mark_of(target).open("wb", buffering=0) as mark:
         for number in range(count):
             content = mutate(random.Random(f"{target.name} {number}"), seeds, target.kind)
-            kept.write_bytes(content)
+            # After a crash it says which input it was.
+            os.pwrite(mark.fileno(), f"{number:12}".encode(), 0)
             faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
             try:
                 target.read(folder, content)
@@ -86,8 +86,12 @@ def run(target: Target, count: int, folder: Path) -> tuple[int, int, list[Failur
                 failures.append(Failure(number, traceback.format_exc(limit=-6), content))
             finally:
                 faulthandler.cancel_dump_traceback_later()
-    kept.unlink()
     return accepted, refused, failures
+
+
+def mark_of(target: Target) -> Path:
+    """Return the file that holds the number of the input at hand."""
+    return Path(os.environ.get("FUZZ_MARKS", tempfile.gettempdir())) / f"fuzz-{target.name}.number"
 
 
 class bounded_memory:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import random
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -331,9 +333,35 @@ def sealed(chunk: bytes) -> bytes:
     return size.to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
 
 
+# ZIP, of files that are stored as they are: a changed pickle keeps its place and its checksum.
+
+
+def change_stored(rng: random.Random, data: bytes) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except Exception:  # of as many kinds as there are ways to damage it
+        return flip_bits(rng, data)
+    pickles = [name for name in files if name.endswith(".pkl")]
+    name = rng.choice(pickles or list(files))
+    act = rng.randrange(8)
+    if act == 0:
+        files.pop(rng.choice(list(files)))
+    elif act == 1:
+        files[rng.choice(list(files))] = b""
+    else:
+        files[name] = rng.choice(BLIND)(rng, files[name])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for each, content in files.items():
+            archive.writestr(each, content)
+    return stream.getvalue()
+
+
 AWARE: dict[str, tuple[Mutator, ...]] = {
     "bytes": (),
     "png": (change_chunk,) * 10,
+    "zip": (change_stored,) * 5,
     "json": (change_json, change_json, change_json, nest_json),
     "protobuf": (change_protobuf,) * 5,
     "safetensors": (change_header,) * 5,

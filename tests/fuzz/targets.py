@@ -129,6 +129,55 @@ def read_embedding(path: Path) -> Any:
     return header
 
 
+# Weights.
+
+
+def safetensors_seeds(folder: Path) -> list[bytes]:
+    from safetensors.numpy import save
+
+    arrays = {"a.weight": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16)}
+    return [save(arrays), save(arrays, metadata={"format": "pt"})]
+
+
+def torch_seeds(folder: Path) -> list[bytes]:
+    import torch
+
+    tensors = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4).half()}
+    found = []
+    for content in (tensors, {"model": tensors}, {"state_dict": tensors, "epoch": 1}):
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        found.append(stream.getvalue())
+    return found
+
+
+def lora_seeds(folder: Path) -> list[bytes]:
+    from safetensors.numpy import save
+
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    arrays = {
+        f"{stem}.lora_A.weight": np.ones((2, 8), np.float32),
+        f"{stem}.lora_B.weight": np.ones((8, 2), np.float32),
+    }
+    return [save(arrays), save(arrays, metadata={"lora_alpha": "2", "rank": "2"})]
+
+
+def read_weights(path: Path) -> Any:
+    from vkrt.weights.checkpoint import read_shapes, read_tensors
+
+    shapes = read_shapes(path)
+    tensors = read_tensors(path)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
+    # Every byte is there.
+    return sum(float(tensor.double().abs().sum()) for tensor in tensors.values())
+
+
+def read_adapter(path: Path) -> Any:
+    from vkrt.weights.lora_file import read_lora
+
+    return read_lora(path)
+
+
 # Tokenizers.
 
 TEXT = "the house's cat \u00e9\ufb01 2 !"
@@ -424,6 +473,9 @@ EVERY = (
     Target("manifest", manifest_seeds, read_manifest, "json"),
     Target("bundle", bundle_seeds, read_sealed, "protobuf"),
     Target("embedding", embedding_seeds, as_file("e.safetensors", read_embedding), "safetensors"),
+    Target("safetensors", safetensors_seeds, as_file("w.safetensors", read_weights), "safetensors"),
+    Target("torch", torch_seeds, as_file("w.pt", read_weights), "zip"),
+    Target("lora", lora_seeds, as_file("l.safetensors", read_adapter), "safetensors"),
     Target(
         "vocabulary",
         clip_seeds("vocab.json"),

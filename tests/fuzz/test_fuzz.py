@@ -20,8 +20,9 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[str, dict[str, Any]]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Return what one process found of each parser; one that crashed it is missing."""
+    marks = tmp_path_factory.mktemp("marks")
     path = os.pathsep.join((str(TESTS), str(TESTS.parent)))
     command = [sys.executable, "-m", "fuzz.harness", str(INPUTS)]
     found: dict[str, dict[str, Any]] = {}
@@ -31,13 +32,17 @@ def reports() -> dict[str, dict[str, Any]]:
             [*command, *waiting],
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"},
+            env=os.environ
+            | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
+            | {"FUZZ_MARKS": str(marks)},
         )
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         found |= {line["target"]: line for line in lines}
         waiting = waiting[len(lines) :]
         if waiting and done.returncode:
-            found[waiting[0]] = {"crash": done.stderr[-3000:]}
+            mark = marks / f"fuzz-{waiting[0]}.number"
+            number = mark.read_text() if mark.exists() else "none, the seeds"
+            found[waiting[0]] = {"crash": f"input {number}: {done.stderr[-3000:]}"}
             waiting = waiting[1:]
     return found
 
