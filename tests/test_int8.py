@@ -76,7 +76,9 @@ def unquantized(copied: Callable[[], Path], pico: str) -> Unquantized:
     """Return a bundle that is free to be changed."""
     bundle = read_bundle(copied())
     header = replace(bundle.header, precision="int8")
-    return Unquantized(dict(bundle.stages), write_draft(bundle.folder), header)
+    # As an export has them, which may still change their files.
+    stages = {n: Stage(n, s.module, s.inputs, s.outputs) for n, s in bundle.stages.items()}
+    return Unquantized(stages, write_draft(bundle.folder), header)
 
 
 def write_draft(folder: Path) -> Path:
