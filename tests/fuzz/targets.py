@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from fuzz.harness import Target
+from fuzz.weights_targets import WEIGHTS
 from PIL import Image
 
 from vkrt.errors import ImageError
@@ -503,5 +504,6 @@ EVERY = (
     Target("labels", label_seeds, as_file("labels.png", read_label_map), "png"),
     Target("parameters", parameter_seeds, as_file("made.png", read_made), "png"),
     Target("clip", clip_files, read_clip),
+    *WEIGHTS,
 )
 TARGETS = {target.name: target for target in EVERY}
