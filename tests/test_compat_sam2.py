@@ -352,3 +352,44 @@ def test_config_paths_and_overrides_of_ported_code(nano_checkpoint: Path) -> Non
     assert built.eval().half().float().cpu().requires_grad_(False).train(False) is built
     with pytest.raises(AttributeError, match="its parts are compiled"):
         _ = built.sam_mask_decoder
+
+
+def test_what_the_handle_has_of_a_module(model: Sam2Handle) -> None:
+    assert next(model.parameters()).device == torch.device("cpu")
+    import vkrt.compat.sam2 as public
+
+    with pytest.raises(AttributeError, match="a later version brings"):
+        _ = public.SAM2AutomaticMaskGenerator
+
+
+def test_a_script_like_the_image_notebook(model: Sam2Handle, photo: np.ndarray) -> None:
+    """A click, the best mask refined by two, a box with a click taken out, boxes at once."""
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image(np.array(Image.fromarray(photo).convert("RGB")))
+    assert predictor._features["image_embed"].shape[-1] == predictor._bb_feat_sizes[-1][0] == 4
+    masks, scores, logits = predictor.predict(
+        point_coords=POINT, point_labels=ON, multimask_output=True
+    )
+    order = np.argsort(scores)[::-1]
+    masks, scores, logits = masks[order], scores[order], logits[order]
+    assert (scores[:-1] >= scores[1:]).all()
+    refined, score, _ = predictor.predict(
+        point_coords=np.array([[70, 40], [80, 50]]),
+        point_labels=np.array([1, 0]),
+        mask_input=logits[np.argmax(scores), :, :][None, :, :],
+        multimask_output=False,
+    )
+    assert (refined.shape, score.shape) == ((1, 90, 120), (1,))
+    taken, _, _ = predictor.predict(
+        point_coords=np.array([[60, 30]]),
+        point_labels=np.array([0]),
+        box=BOX,
+        multimask_output=False,
+    )
+    assert taken.shape == (1, 90, 120)
+    boxes = np.array([BOX, BOX + 10, [0, 0, 30, 30]])
+    several, scores, _ = predictor.predict(
+        point_coords=None, point_labels=None, box=boxes, multimask_output=False
+    )
+    assert (several.shape, scores.shape) == ((3, 1, 90, 120), (3, 1))
+    assert [mask.squeeze(0).astype(bool).shape for mask in several] == [(90, 120)] * 3

@@ -754,3 +754,42 @@ def test_the_compiled_variant(pico: str, pico_checkpoint: Path) -> None:
         NAME, pico_checkpoint, hydra_overrides_extra=["++model.compile_all_components=true"]
     )
     assert type(plain) is SAM2VideoPredictor
+
+
+@torch.inference_mode()
+def test_a_script_like_the_benchmark_s(
+    pico: str, pico_checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Palette pictures in and out, without postprocessing, at a threshold of one's own."""
+    predictor = build_sam2_video_predictor(
+        config_file=NAME,
+        ckpt_path=str(pico_checkpoint),
+        apply_postprocessing=False,
+        hydra_overrides_extra=["++model.non_overlap_masks=true"],
+        vos_optimized=False,
+    )
+    labelled = Image.fromarray(disc(0).astype(np.uint8) * 3)
+    labelled.putpalette([0, 0, 0, 0, 0, 0, 0, 0, 0, 200, 0, 0])
+    labelled.save(tmp_path / "given.png")
+    given = np.array(Image.open(tmp_path / "given.png")).astype(np.uint8)
+    ids = [int(label) for label in np.unique(given) if label > 0]
+    assert ids == [3]
+    state = predictor.init_state(video_path=str(folder), async_loading_frames=False)
+    for obj in [*ids, 5]:
+        mask = given == obj if obj in ids else np.roll(given == 3, 40, axis=1)
+        predictor.add_new_mask(inference_state=state, frame_idx=0, obj_id=obj, mask=mask)
+    threshold = 0.0
+    for frame, told, logits in predictor.propagate_in_video(state):
+        claims = torch.zeros(SIZE, dtype=torch.int64)
+        joined = np.zeros(SIZE, np.uint8)
+        for row, obj in enumerate(told):
+            inside = (logits[row] > threshold).cpu().numpy().reshape(SIZE)
+            claims += torch.from_numpy(inside)
+            joined[inside] = obj
+        assert claims.max() <= 1
+        picture = Image.fromarray(joined)
+        picture.putpalette(labelled.getpalette())
+        picture.save(tmp_path / f"{frame:05d}.png")
+    written = [np.array(Image.open(path)) for path in sorted(tmp_path.glob("0*.png"))]
+    assert len(written) == 12
+    assert (written[0][disc(0)] == 3).mean() > 0.8

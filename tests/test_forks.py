@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from vkrt.backends.fake import FakeBackend
+from vkrt.errors import BackendError
 from vkrt.forks import Home, HomeLock
+from vkrt.memory.residency import Residency
+from vkrt.stage import Stage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -154,3 +158,19 @@ def test_a_lock_refuses_before_it_waits() -> None:
                 message = str(error)
             os._exit("from the one that opened the clip" not in message or home.is_here)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_models_that_make_pictures_refuse_too() -> None:
+    stages = {"vae_decoder": Stage("vae_decoder", None, (), ())}
+    residency = Residency(stages, lambda name: FakeBackend())
+    residency.program("vae_decoder")
+    child = os.fork()
+    if not child:
+        refused = False
+        try:
+            residency.program("vae_decoder")
+        except BackendError:
+            refused = True
+        os._exit(0 if refused else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert residency.program("vae_decoder")() == ()

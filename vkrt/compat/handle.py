@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from vkrt.engines.sam2_image import Segmenter
@@ -52,6 +53,12 @@ class Sam2Handle:
     def requires_grad_(self, requires_grad: bool = True) -> Sam2Handle:
         """Return the model itself where no gradients are asked for; see train."""
         return self.train(requires_grad)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        """Give one empty tensor: of parameters code asks where the model is, and as what."""
+        import torch
+
+        yield torch.empty(0, device=self.device)
 
     def half(self) -> Sam2Handle:
         """Return the model itself: its precision is chosen when it is built (precision=...)."""

@@ -9,6 +9,8 @@ every device (hole filling too), and no GPU is needed.
 
 from __future__ import annotations
 
+from typing import Any
+
 from vkrt.compat.builders import build_sam2, build_sam2_hf
 from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.image_predictor import SAM2ImagePredictor
@@ -28,3 +30,9 @@ __all__ = [
     "build_sam2_video_predictor",
     "build_sam2_video_predictor_hf",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Say what there is: code that is ported asks for more.
+    later = "; a later version brings the automatic mask generator" if "Automatic" in name else ""
+    raise AttributeError(f"vkrt.compat.sam2 has no {name}, only {', '.join(__all__)}{later}")
