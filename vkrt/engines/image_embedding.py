@@ -102,4 +102,4 @@ def restore(
     segmenter: Segmenter, arrays: Mapping[str, np.ndarray], size: tuple[int, int], key: str
 ) -> ImageEmbedding:
     """Return a pickled embedding."""
-    return segmenter.hold(arrays, size, key)
+    return segmenter._hold(arrays, size, key)

@@ -334,9 +334,9 @@ class Segmenter:
         }
         source = file_path("path", path, kind=CheckpointError)
         header, arrays = read_embedding(source, self.name, self._fingerprint, shapes)
-        return self.hold(arrays, header.size, header.key)
+        return self._hold(arrays, header.size, header.key)
 
-    def hold(
+    def _hold(
         self, arrays: Mapping[str, np.ndarray], size: tuple[int, int], key: str
     ) -> ImageEmbedding:
         """Return the embedding of what host_features gave, and cache it."""

@@ -289,7 +289,7 @@ class Track:
             PromptError: there is no such object.
         """
         self._story(obj)
-        self._forget(check_id(obj), frame)
+        self._forget(check_id(obj), whole("frame", frame, 0, sys.maxsize, kind=PromptError))
 
     def duplicate(self) -> Track:
         """Return a track of the same clip, with objects and memories of its own, as they are now.
