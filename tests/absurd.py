@@ -16,6 +16,8 @@ __all__ = ["ABSURD", "TEXTS", "ask"]
 class Nameless:
     """Be of no use, and not even tell what it is."""
 
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
     def __repr__(self) -> str:
         raise RuntimeError("no\nname")
 

@@ -27,7 +27,7 @@ from vkrt.engines.sam2_track import Track, TrackSettings
 from vkrt.engines.sam2_video import Stream
 from vkrt.engines.sd35 import Generator
 from vkrt.errors import BackendError, PromptError, VkrtError
-from vkrt.exporting import export_model
+from vkrt.exporting import export_model, export_to_cache
 from vkrt.media.image import read_image
 from vkrt.media.prompts import prepare
 from vkrt.media.video import open_camera, open_video
@@ -45,6 +45,7 @@ OTHERS = (
     TrackSettings,
     Options,
     export_model,
+    export_to_cache,
     open_camera,
     open_video,
     parse_bytes,
@@ -118,6 +119,7 @@ FITS: dict[str, Callable[[Any], Any]] = {
     "inputs": lambda _: Inputs((32, 32)),
     "load.model": lambda _: NAME,
     "export_model.model": lambda _: "no such model",
+    "export_to_cache.model": lambda _: "no such model",
     "pull.model": lambda _: find("sam2.1-nano"),
     "obj": lambda _: 1,
     "out": lambda _: "bundle.vkrt",
@@ -226,12 +228,10 @@ def check(subject: str, argument: str, values: dict[str, Any]) -> None:
 
 TAKES_ALL = {("Prompt", name) for name in ("obj", "points", "labels", "box", "mask")}
 
-# Reading weights for each value takes its time: those are slow. So is what reads or writes files.
-HEAVY = {"load", "export_model"}
 EVERY = list(subjects())
 
 
-@pytest.mark.parametrize(("subject", "argument"), [each for each in EVERY if each[0] not in HEAVY])
+@pytest.mark.parametrize(("subject", "argument"), EVERY)
 def test_an_answer_or_one_line(quiet: None, subject: str, argument: str) -> None:
     check(subject, argument, {name: ABSURD[name] for name in QUICK})
 

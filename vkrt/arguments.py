@@ -158,7 +158,7 @@ def flag(name: str, value: Any, *, kind: Kind) -> bool:
 
 
 def text(name: str, value: Any, *, kind: Kind, longest: int = MAX_TEXT) -> str:
-    """Return a text of at most so many characters.
+    """Return a text of at most so many characters, all of them whole.
 
     Raises:
         kind: it is something else.
@@ -167,6 +167,10 @@ def text(name: str, value: Any, *, kind: Kind, longest: int = MAX_TEXT) -> str:
         raise kind(f"{name} must be text, not {shown(value)}")
     if len(value) > longest:
         raise kind(f"{name} has {len(value)} characters; {longest} are the most")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"{name} has half a character in place {error.start}; leave it out") from None
     return value
 
 
