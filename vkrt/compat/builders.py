@@ -6,10 +6,12 @@ import os
 from typing import Any, TypeVar
 
 from vkrt import catalog
+from vkrt.arguments import shown
 from vkrt.compat.errors import UnfitWeightsError, raising
 from vkrt.compat.handle import Sam2Handle
 from vkrt.compat.overrides import VIDEO, read_overrides
 from vkrt.engines.sam2_image import Segmenter
+from vkrt.errors import BackendError
 from vkrt.loading import load
 
 __all__ = ["build_sam2", "build_sam2_hf", "build_video", "build_video_hf"]
@@ -110,6 +112,8 @@ def load_segmenter(
         ValueError: mode is not "eval".
     """
     if mode != "eval":
-        raise ValueError(f'mode must be "eval", not {mode!r}: vkrt only infers')
+        raise ValueError(f'mode must be "eval", not {shown(mode)}: vkrt only infers')
+    if not isinstance(device, str) and type(device).__module__ != "torch":
+        raise BackendError(f"device must be that of torch, or its name, not {shown(device)}")
     with raising(UnfitWeightsError):
         return load(config_file, ckpt_path, device=str(device), image_size=image_size, **kwargs)

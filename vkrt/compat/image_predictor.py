@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import shown
 from vkrt.compat.builders import build_sam2_hf
 from vkrt.compat.errors import PictureError, StateError, raising
 from vkrt.compat.features import Features, find_embeddings, tell_features
@@ -115,6 +116,8 @@ class SAM2ImagePredictor:
             ImageError: one of them is no picture.
         """
         self.reset_predictor()
+        if not isinstance(image_list, Sequence) or isinstance(image_list, str | bytes):
+            raise PictureError(f"image_list must be a list of pictures, not {shown(image_list)}")
         self._set(image_list)
         self._is_batch = True
 
@@ -190,6 +193,8 @@ class SAM2ImagePredictor:
         count = len(self._embeddings)
         prompts = (point_coords_batch, point_labels_batch, box_batch, mask_input_batch)
         for given in prompts:
+            if given is not None and not hasattr(type(given), "__len__"):
+                raise PromptError(f"prompts must be a list, one a picture, not {shown(given)}")
             if given is not None and len(given) != count:
                 raise PromptError(f"{count} pictures were set, but prompts for {len(given)} given")
         results = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vkrt.arguments import shown
 from vkrt.errors import UnknownModelError
 
 __all__ = ["IMAGE", "VIDEO", "read_overrides"]
@@ -105,7 +106,7 @@ def read_overrides(
         UnknownModelError: one that vkrt does not know, or a value that can't be.
     """
     found: dict[str, Any] = {}
-    for override in overrides:
+    for override in listed(overrides):
         key, _, value = str(override).strip().lstrip("+~").partition("=")
         name = key.removeprefix("model.").removeprefix("sam_mask_decoder_extra_args.")
         value = value.strip().strip("'\"")
@@ -119,6 +120,18 @@ def read_overrides(
                 f"false or a whole number for {', '.join(known)}, and those that change nothing"
             ) from None
     return found
+
+
+def listed(overrides: Any) -> list[str]:
+    """Return overrides as a list.
+
+    Raises:
+        UnknownModelError: they are no texts.
+    """
+    given = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    if isinstance(overrides, str) or not all(isinstance(each, str) for each in given):
+        raise UnknownModelError(f"overrides must be a list of texts, not {shown(overrides)}")
+    return given
 
 
 def changes_nothing(

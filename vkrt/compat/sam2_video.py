@@ -9,6 +9,7 @@ its frame goes with it. Ids are whole numbers, and points lie on the frame.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vkrt.arguments import shown
+from vkrt.arguments import instance, shown
 from vkrt.compat.builders import build_video_hf
 from vkrt.compat.errors import StateError, raising
 from vkrt.compat.handle import Sam2Handle
@@ -148,6 +149,7 @@ class SAM2VideoPredictor(Sam2Handle):
         Raises:
             PromptError: the prompt does not fit the frame or the clip.
         """
+        check_state(inference_state)
         if (points is None) != (labels is None):
             raise PromptError("points and labels must be given together, one label a point")
         if points is None and box is None:
@@ -188,6 +190,7 @@ class SAM2VideoPredictor(Sam2Handle):
         Raises:
             PromptError: it is no mask, or the frame is beyond the clip.
         """
+        check_state(inference_state)
         stretched = read_mask(mask, inference_state.size)
         return self._prompt(inference_state, frame_idx, obj_id, mask=stretched)
 
@@ -216,6 +219,7 @@ class SAM2VideoPredictor(Sam2Handle):
             PromptError: there is no object, or one has no prompt left; it is a RuntimeError too, as
                 upstream's.
         """
+        check_state(inference_state)
         inference_state.check_prompted()
         with raising(StateError):
             inference_state.track.propagate(frames=0)
@@ -248,7 +252,9 @@ class SAM2VideoPredictor(Sam2Handle):
             start = inference_state.first_prompted()
         else:
             start = frame_number(start_frame_idx)
-        count = None if max_frame_num_to_track is None else max(max_frame_num_to_track + 1, 0)
+        count = None
+        if max_frame_num_to_track is not None:
+            count = min(max(frame_number(max_frame_num_to_track), -1) + 1, sys.maxsize)
         if reverse and start == 0:
             count = 0
         found = inference_state.track.propagate(start, reverse, count)
@@ -283,6 +289,7 @@ class SAM2VideoPredictor(Sam2Handle):
         Raises:
             PromptError: there is no such object.
         """
+        check_state(inference_state)
         frame, story = frame_number(frame_idx), inference_state.story(obj_id)
         # Like upstream, it is content where nothing was said.
         if story is None:
@@ -311,6 +318,7 @@ class SAM2VideoPredictor(Sam2Handle):
         Raises:
             PromptError: strict, and there is no such object; it is a RuntimeError too.
         """
+        check_state(inference_state)
         story = inference_state.story(obj_id)
         if strict and obj_id not in inference_state["obj_id_to_idx"]:
             raise StateError(no_object(inference_state, obj_id))
@@ -326,6 +334,7 @@ class SAM2VideoPredictor(Sam2Handle):
 
     def reset_state(self, inference_state: VideoState) -> None:
         """Forget every object of a clip."""
+        check_state(inference_state)
         inference_state.clear_objects()
 
     def _obj_id_to_idx(self, inference_state: VideoState, obj_id: Hashable) -> int:
@@ -359,6 +368,11 @@ class SAM2VideoPredictor(Sam2Handle):
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
     """Do as SAM2VideoPredictor: upstream's variant that is compiled, which here all are."""
+
+
+def check_state(state: Any) -> None:
+    """Refuse what init_state did not give."""
+    instance("inference_state", state, VideoState, kind=PromptError)
 
 
 def no_object(state: VideoState, obj: Hashable) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
+import sys
 from typing import Any
 
 import numpy as np
 
-from vkrt.arguments import shown
+from vkrt.arguments import shown, whole
 from vkrt.errors import PromptError
 from vkrt.media.host_arrays import host_array, numbers
 from vkrt.media.masks import upsample
@@ -21,10 +21,7 @@ def frame_number(value: Any) -> int:
     Raises:
         PromptError: it is no whole number.
     """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise PromptError(f"a frame's number must be a whole one, not {value!r:.40}") from None
+    return whole("a frame's number", value, -sys.maxsize, sys.maxsize, kind=PromptError)
 
 
 def read_points(points: Any, labels: Any, optional: bool) -> tuple[np.ndarray, np.ndarray] | None:

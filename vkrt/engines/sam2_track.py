@@ -288,8 +288,11 @@ class Track:
         Raises:
             PromptError: there is no such object.
         """
-        self._story(obj)
-        self._forget(check_id(obj), whole("frame", frame, 0, sys.maxsize, kind=PromptError))
+        story = self._story(obj)
+        number = whole("frame", frame, 0, sys.maxsize, kind=PromptError)
+        # A set of frames is a number with a bit for each: a far one would fill the memory.
+        if number in story.past or story.tracked >> number & 1:
+            self._forget(check_id(obj), number)
 
     def duplicate(self) -> Track:
         """Return a track of the same clip, with objects and memories of its own, as they are now.
