@@ -63,8 +63,8 @@ MADE_BY_VKRT = {
     "TrackedFrame",
 }
 
-# Take what loading or unpickling makes, and nothing of a user's.
-OF_LOADING = {"Segmenter.hold", "Segmenter.switch_to"}
+# Takes what loading makes of weights, and nothing of a user's.
+OF_LOADING = {"Segmenter.switch_to"}
 
 
 @functools.cache
