@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = {"vkrt": ROOT / "vkrt", "vkrt.kernels": ROOT / "kernels", "vkrt.export": ROOT / "export"}
 EXTRAS = "torch,hub,demo,bench"
 # Of the environment, what would let the checks see this checkout or another backend.
-DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "VKRT_BACKEND")
+DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "VKRT_BACKEND", "VKRT_EXPORT")
 
 BASE_CHECK = """
 import sys, vkrt

@@ -46,7 +46,7 @@ INSTALLS = ROOT / "benchmarks" / "install.csv"
 PATHS = {"torch-free": "cpu,demo", "torch": "torch,demo"}
 # The same weights on another runtime differ in a few pixels of a mask's edge.
 LEAST_IOU = 0.98
-DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "VKRT_BACKEND")
+DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "VKRT_BACKEND", "VKRT_EXPORT")
 VERSIONS = """
 import json
 from importlib.metadata import PackageNotFoundError, version

@@ -27,8 +27,8 @@ from vkrt.bundle import Bundle
 from vkrt.errors import VkrtError
 from vkrt.export.cache import Exportable
 from vkrt.export.progress import ignore
-from vkrt.export.refusals import tell
 from vkrt.options import exports_forbidden
+from vkrt.weights.folder import find_parts
 
 __all__ = ["ExportBehind", "can_run_behind", "main"]
 
@@ -38,6 +38,14 @@ log = logging.getLogger("vkrt")
 NICENESS = 10
 # How often it is looked whether exports were forbidden meanwhile.
 POLL_SECONDS = 1.0
+# What torch takes, and how often an export holds the weights: the encoder as it is, traced, as a
+# file, and in ONNX Runtime, each with room to optimize.
+BASE_BYTES, COPIES = 2 * 2**30, 8
+# How often it is looked whether there is memory for an export now.
+RETRY_SECONDS = 60.0
+# The first that the kernel ends where memory runs out.
+EXPENDABLE = "1000"
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 # What the process gets to tidy up in before it is killed.
 GRACE_SECONDS = 15.0
 FAILED = 3
@@ -77,6 +85,9 @@ class ExportBehind:
     def _start(self) -> None:
         with self._lock:
             if self._thread is not None or self._stopped.is_set() or exports_forbidden():
+                return
+            if available_bytes() < needed_bytes(self._wanted.weights):
+                self._due = time.monotonic() + RETRY_SECONDS
                 return
             # A thread that ends with the process: nobody waits for an export at the end.
             self._thread = Thread(target=self._run, name="vkrt export", daemon=True)
@@ -129,12 +140,31 @@ class ExportBehind:
 
     def _complain(self) -> None:
         refusal = self._wanted.refusal()
-        if refusal is not None and tell(self._wanted.folder, refusal):
+        if refusal is not None and self._wanted.note_told():
             warnings.warn(
                 f"eager PyTorch goes on running {self._wanted.weights}: {refusal.reason}",
                 RuntimeWarning,
                 stacklevel=1,
             )
+
+
+def needed_bytes(weights: Path) -> int:
+    """Return what an export of weights may take of memory, roughly and rather too much."""
+    with suppress(OSError, VkrtError):
+        return BASE_BYTES + COPIES * sum(file.stat().st_size for file in find_parts(weights).files)
+    return BASE_BYTES
+
+
+def available_bytes() -> float:
+    """Return the memory that is free for another process; infinity where that can't be told."""
+    free = float("inf")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = MEMORY.read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if "MemAvailable" in line).split()[1])
+    with suppress(OSError, ValueError):
+        limit, used = (int((GROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
+        free = min(free, limit - used)
+    return free
 
 
 def run_export(wanted: Exportable, stopped: Event) -> int:
@@ -201,6 +231,8 @@ def main() -> None:
     Thread(target=end_with_parent, daemon=True).start()
     with suppress(AttributeError, OSError):
         os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(EXPENDABLE)
     job.update(weights=Path(job["weights"]), cache=Path(job["cache"]))
     wanted = Exportable(**job)
     try:

@@ -25,6 +25,7 @@ from vkrt.export.refusals import (
     Refusal,
     forget_refusal,
     read_refusal,
+    tell,
     versions,
     write_refusal,
 )
@@ -152,6 +153,11 @@ class Exportable:
             started,
             report=report,
         )
+
+    def note_told(self) -> bool:
+        """Remember that a person is told of a refusal now; return whether nobody was before."""
+        refusal = self.refusal()
+        return refusal is not None and tell(self.folder, refusal)
 
     def refuse(self, reason: str, lasting: bool) -> None:
         """Remember that the export failed, unless that is known."""

@@ -324,3 +324,11 @@ def test_what_killed_processes_left_is_not_listed(
     left = filled / "bundles" / ".vkrt-0123456789ab.part"
     left.mkdir()
     assert all(kind != "unfinished" for kind, _ in kinds(filled)) and not left.exists()
+
+
+@pytest.mark.parametrize("command", ["list", "clear"])
+def test_help_has_an_example_and_json(call: Callable[..., Answer], command: str) -> None:
+    answer = call("cache", command, "--help")
+    assert answer.code == 0 and f"Example: vkrt cache {command}" in answer.out
+    assert "--json" in answer.out
+    assert command in call("cache", "--help").out

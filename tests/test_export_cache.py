@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,6 +231,21 @@ def test_a_failed_export_leaves_auto_with_eager(
     assert sam.backend == "eager"
     with pytest.raises(type(error), match=str(error)):
         vkrt.load(pico, pico_checkpoint, backend="onnx")
+
+
+def test_the_environment_hears_of_a_failure_once(
+    pico: str, pico_checkpoint: Path, failing: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing.append(BackendError("outputs differ"))
+    monkeypatch.setenv("VKRT_EXPORT", "first")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert vkrt.load(pico, pico_checkpoint, device="cpu").backend == "eager"
+        assert len(told) == 1
+        for _ in range(2):
+            vkrt.load(pico, pico_checkpoint, device="cpu", export="first")
+    assert len(told) == 3
 
 
 def test_a_refusal_is_remembered_until_versions_change(

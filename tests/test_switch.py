@@ -290,6 +290,36 @@ def test_what_lives_for_seconds_exports_nothing(
         monkeypatch.undo()
 
 
+def test_without_memory_for_it_nothing_is_exported_yet(
+    child: Child,
+    pico: str,
+    pico_checkpoint: Path,
+    photo: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    memory, group = tmp_path / "meminfo", tmp_path / "group"
+    monkeypatch.setattr(behind, "MEMORY", memory)
+    monkeypatch.setattr(behind, "GROUP", group)
+    assert behind.available_bytes() == float("inf")
+    memory.write_text("MemFree: 1 kB\nMemAvailable:   9000000 kB\n")
+    assert behind.available_bytes() == 9_000_000 * 1024
+    group.mkdir()
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("1000\n")
+    assert behind.available_bytes() == 9_000_000 * 1024
+    (group / "memory.max").write_text("2000001000\n")
+    assert behind.available_bytes() == 2e9
+    size = pico_checkpoint.stat().st_size
+    assert behind.needed_bytes(pico_checkpoint) == behind.BASE_BYTES + behind.COPIES * size > 2e9
+    with vkrt.load(pico, pico_checkpoint, device="cpu", export="behind") as sam:
+        assert sam.encode(photo) is not None and not exporting(sam).started
+        (group / "memory.max").write_text("max\n")
+        exporting(sam)._due = 0.0
+        sam.encode(photo[::-1])
+        assert exporting(sam).started
+
+
 def test_a_stream_is_a_use_as_well(
     child: Child, pico: str, pico_checkpoint: Path, photo: np.ndarray
 ) -> None:
@@ -437,6 +467,8 @@ from pico import NAME, PICO
 from vkrt import catalog
 from vkrt.export import behind
 catalog._MODELS[NAME] = PICO
+# A busy machine must not starve it.
+behind.NICENESS = 0
 behind.main()
 """
 
@@ -453,7 +485,7 @@ def test_a_real_export_runs_behind(
     with vkrt.load(pico, pico_checkpoint, device="cpu", export="behind") as sam:
         embedding = sam.encode(photo)
         wanted = embedding.predict(**CLICK).logits
-        assert exporting(sam).join(600)
+        assert exporting(sam).join(900)
         assert sam.backend == "onnx"
         close(embedding.predict(**CLICK).logits, wanted)
 

@@ -84,8 +84,12 @@ def export_now(wanted: Exportable, options: Options) -> Bundle | None:
     try:
         return wanted.export(options.report)
     except (BackendError, OutputError) as error:
-        said = f"eager PyTorch runs {wanted.weights}: {error}"
-        warnings.warn(said, RuntimeWarning, stacklevel=4)
+        refusal = wanted.refusal()
+        # Whoever asks for it in this very call hears of it each time.
+        if options.export == "first" or refusal is None or not refusal.told:
+            said = f"eager PyTorch runs {wanted.weights}: {error}"
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
+        wanted.note_told()
         return None
 
 

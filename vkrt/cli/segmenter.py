@@ -53,16 +53,17 @@ def open_segmenter(
             f"{model} makes pictures and segments none; take a model of SAM 2, which "
             "`vkrt models` lists"
         )
-    first = export or default_export() == "first"
+    first = default_export() == "first"
+    way = "first" if export else "auto" if first else "never"
     with working(f"loading {model}") as report:
         segmenter: Segmenter = vkrt.load(
             model,
             checkpoint=checkpoint,
-            export="first" if first else "never",
+            export=way,
             report=report,
             **settings,
         )
-    if not first:
+    if way == "never":
         advise(meant, **settings)
     return segmenter
 
