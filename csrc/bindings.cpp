@@ -34,9 +34,12 @@ vkrt::Planes<Item> view_copy(py::array_t<T>& copy) {
             static_cast<int>(copy.shape(1)), static_cast<int>(copy.shape(2))};
 }
 
-py::array_t<float> resize(const py::array& photo, std::ptrdiff_t size,
-                          const std::array<float, 3>& scale, const std::array<float, 3>& bias,
-                          const std::optional<py::array>& out, int threads) {
+using ThreeFloats = std::array<float, 3>;
+
+// Check the arguments, allocate what is missing, and call run(photo, size, threads, target).
+template <typename Run>
+py::array_t<float> resize_by(const py::array& photo, std::ptrdiff_t size,
+                             const std::optional<py::array>& out, int threads, const Run& run) {
     vkrt::check_planes<std::uint8_t>(photo, "photo");
     if (photo.shape(2) != 3) throw py::value_error("photo must have 3 channels");
     // A row is indexed by int in the inner loops.
@@ -58,9 +61,30 @@ py::array_t<float> resize(const py::array& photo, std::ptrdiff_t size,
     const int used = vkrt::checked_threads(threads);
     {
         const py::gil_scoped_release unlocked;
-        vkrt::resize_photo(source, target_size.height, {scale, bias}, used, target);
+        run(source, target_size.height, used, target);
     }
     return result;
+}
+
+py::array_t<float> resize(const py::array& photo, std::ptrdiff_t size, const ThreeFloats& scale,
+                          const ThreeFloats& bias, const std::optional<py::array>& out,
+                          int threads) {
+    return resize_by(photo, size, out, threads,
+                     [&](const vkrt::Photo& source, int side, int used, float* target) {
+                         vkrt::resize_photo(source, side, {scale, bias}, used, target);
+                     });
+}
+
+py::array_t<float> resize_bicubic(const py::array& photo, std::ptrdiff_t size,
+                                  const ThreeFloats& scale, const ThreeFloats& bias,
+                                  const std::optional<py::array>& out, int threads,
+                                  bool down_first) {
+    const auto order = down_first ? vkrt::PassOrder::kDownFirst : vkrt::PassOrder::kAcrossFirst;
+    return resize_by(photo, size, out, threads,
+                     [&](const vkrt::Photo& source, int side, int used, float* target) {
+                         vkrt::resize_photo_bicubic(source, side, {scale, bias}, order, used,
+                                                    target);
+                     });
 }
 
 py::array_t<float> upsample(const py::array& logits, std::ptrdiff_t height, std::ptrdiff_t width,
@@ -152,6 +176,10 @@ PYBIND11_MODULE(_native, module) {
     module.def("resize", &resize, py::arg("photo"), py::arg("size"), py::arg("scale"),
                py::arg("bias"), py::arg("out") = py::none(), py::arg("threads") = 0,
                "Resize (H, W, 3) uint8 to (3, size, size) float32, times scale plus bias.");
+    module.def("resize_bicubic", &resize_bicubic, py::arg("photo"), py::arg("size"),
+               py::arg("scale"), py::arg("bias"), py::arg("out") = py::none(),
+               py::arg("threads") = 0, py::arg("down_first") = false,
+               "As resize, with Pillow's bicubic filter, which rounds each pass to bytes.");
     module.def("upsample", &upsample, py::arg("logits"), py::arg("height"), py::arg("width"),
                py::arg("threads") = 0, "Stretch (N, h, w) float32 to (N, height, width).");
     module.def("binarize", &binarize, py::arg("logits"), py::arg("height"), py::arg("width"),

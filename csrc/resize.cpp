@@ -1,12 +1,12 @@
 #include "resize.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <vector>
 
 #include "clones.h"
 #include "parallel.h"
+#include "resample.h"
 
 namespace vkrt {
 
@@ -14,40 +14,9 @@ namespace {
 
 constexpr int kRowsPerTask = 16;
 
-// The source pixels that one target pixel is the weighted sum of.
-struct Span {
-    int first;
-    int count;
-    std::size_t weights;  // where its weights begin
-};
-
-struct Filter {
-    std::vector<Span> spans;
-    std::vector<float> weights;
-};
-
-Filter make_filter(int source, int target) {
-    const double scale = static_cast<double>(source) / target;
-    const double support = std::max(scale, 1.0);
-    Filter filter;
-    filter.spans.reserve(static_cast<std::size_t>(target));
-    for (int i = 0; i < target; ++i) {
-        const double center = scale * (i + 0.5);
-        const int first = std::max(static_cast<int>(center - support + 0.5), 0);
-        const int end = static_cast<int>(std::min(center + support + 0.5, 1.0 * source));
-        const std::size_t begin = filter.weights.size();
-        double total = 0.0;
-        for (int j = first; j < end; ++j) {
-            const double weight = std::max(1.0 - std::abs(j + 0.5 - center) / support, 0.0);
-            total += weight;
-            filter.weights.push_back(static_cast<float>(weight));
-        }
-        for (std::size_t k = begin; k < filter.weights.size(); ++k) {
-            filter.weights[k] = static_cast<float>(filter.weights[k] / total);
-        }
-        filter.spans.push_back({first, end - first, begin});
-    }
-    return filter;
+Resampling<float> make_filter(int source, int target) {
+    const Resampling<double> exact = make_resampling(source, target, kTriangle);
+    return {exact.spans, {exact.weights.begin(), exact.weights.end()}};
 }
 
 // out[i] = sum over k of weights[k] * rows[k * stride + i]
@@ -101,8 +70,8 @@ VKRT_CLONES void write_plane(const float* VKRT_RESTRICT sums, float scale, float
 
 void resize_photo(const Photo& photo, int size, const Normalization& normalization, int threads,
                   float* out) {
-    const Filter down = make_filter(photo.height, size);
-    const Filter across = make_filter(photo.width, size);
+    const Resampling<float> down = make_filter(photo.height, size);
+    const Resampling<float> across = make_filter(photo.width, size);
     const std::ptrdiff_t stride = 3 * static_cast<std::ptrdiff_t>(photo.width);
     const std::ptrdiff_t plane = static_cast<std::ptrdiff_t>(size) * size;
     parallel_for((size + kRowsPerTask - 1) / kRowsPerTask, threads, [&](std::int64_t task) {

@@ -25,4 +25,11 @@ struct Normalization {
 void resize_photo(const Photo& photo, int size, const Normalization& normalization, int threads,
                   float* out);
 
+enum class PassOrder { kAcrossFirst, kDownFirst };
+
+// As resize_photo, with a cubic filter and each pass rounded to bytes: to the bit what Pillow
+// computes for BICUBIC on 8-bit pictures, if the order of the passes is its own.
+void resize_photo_bicubic(const Photo& photo, int size, const Normalization& normalization,
+                          PassOrder order, int threads, float* out);
+
 }  // namespace vkrt

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -501,3 +503,53 @@ def test_input_of_a_view() -> None:
     assert np.array_equal(to_input(view, 16), to_input(np.ascontiguousarray(view), 16))
     with pytest.raises(ImageError, match="uint8"):
         to_input(photo.astype(np.float32), 16)
+
+
+ROWS = (1, 2, 7, 48, 63, 64, 65, 123, 480)
+COLUMNS = (1, 3, 33, 64, 100, 119, 333)
+SQUARES = (1, 5, 32, 64, 65, 131)
+
+
+def sharp(height: int, width: int) -> np.ndarray:
+    """Return a photo (height, width, 3) uint8 whose filtered values go beyond both ends."""
+    values = np.random.default_rng(height * width).integers(0, 2, (height, width, 3)) * 255
+    values[: height // 2] = noise(height // 2, width, 3)
+    return values.astype(np.uint8)
+
+
+@pytest.mark.parametrize("operations", OPERATIONS)
+@pytest.mark.parametrize("size", SQUARES)
+def test_bicubic_is_pillows_to_the_bit(
+    size: int, operations: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "operations", operations)
+    monkeypatch.setattr(image, "SCALE", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(image, "BIAS", (0.0, 0.0, 0.0))
+    for height, width in itertools.product(ROWS, COLUMNS):
+        photo = sharp(height, width)
+        wanted = np.asarray(Image.fromarray(photo).resize((size, size))).transpose(2, 0, 1)
+        got = to_input(photo, size, filter="bicubic")
+        assert got.dtype == np.float32 and np.array_equal(got, wanted), (height, width)
+
+
+@pytest.mark.parametrize("size", SQUARES)
+def test_bilinear_is_pillows_on_floats(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "SCALE", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(image, "BIAS", (0.0, 0.0, 0.0))
+    bilinear = Image.Resampling.BILINEAR
+    for height, width in itertools.product(ROWS, COLUMNS):
+        photo = sharp(height, width)
+        planes = [Image.fromarray(photo[:, :, c].astype(np.float32)) for c in range(3)]
+        wanted = np.stack([np.asarray(p.resize((size, size), bilinear)) for p in planes])
+        assert np.abs(to_input(photo, size) - wanted).max() < 1e-3, (height, width)
+
+
+def test_bicubic_is_normalized_like_bilinear() -> None:
+    photo = noise(40, 60, 3)
+    small = np.asarray(Image.fromarray(photo).resize((32, 32))) / 255
+    wanted = ((small - image.MEAN) / image.STD).transpose(2, 0, 1)
+    out = np.empty((3, 32, 32), np.float32)
+    for threads in (1, 3):
+        assert to_input(photo, 32, out, threads, "bicubic") is out
+        np.testing.assert_allclose(out, wanted, atol=1e-6)
+    assert np.abs(to_input(photo, 32) - wanted).max() > 0.1

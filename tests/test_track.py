@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from tracking import eager, fake, frames
+from tracking import CONFIG, eager, fake, frames
 
-from vkrt import Prompt, PromptError
+from vkrt import CheckpointError, Prompt, PromptError
+from vkrt.engines.remembered import nearest
 from vkrt.engines.sam2_image import Segmenter
 from vkrt.engines.sam2_track import Track
-from vkrt.engines.story import joined, nearest
+from vkrt.engines.story import joined
+from vkrt.engines.tracker import Tracker, TrackerOptions, bank_shape
 
 __all__ = ["eager", "frames"]
 
@@ -222,3 +225,120 @@ def test_what_joined_prompts_say() -> None:
     both = joined(box, Prompt(1, points=[[5, 6]], labels=[0]))
     assert (both.box, both.points, both.labels) == ([1, 2, 3, 4], [[5, 6]], [0])
     assert joined(both, Prompt(1, points=np.array([[7, 8]]))).labels == [0, 1]
+
+
+def test_prompts_do_not_see_one_another_before_tracking_goes_on(
+    eager: Segmenter, frames: np.ndarray
+) -> None:
+    """As upstream: what is said counts for other frames once frames are tracked again."""
+    both, alone = eager.track(frames), eager.track(frames)
+    for track in (both, alone):
+        track.prompt(0, 1, **CLICK)
+        for _ in track.propagate():
+            pass
+    both.prompt(5, 1, **FIX)
+    corrected = both.prompt(6, 1, **FIX).logits
+    close(corrected, alone.prompt(6, 1, **FIX).logits)
+    tracked = [next(track.propagate(7)).logits for track in (both, alone)]
+    assert np.abs(tracked[0] - tracked[1]).max() > 1e-4
+
+
+def test_a_second_prompt_where_tracking_went_over_the_first(
+    eager: Segmenter, frames: np.ndarray
+) -> None:
+    """It is decoded with the memories, and is lost where corrections condition nothing."""
+    again = {}
+    for survives in (True, False):
+        track = eager.track(frames, corrections_condition=survives)
+        first = track.prompt(0, 1, **CLICK).logits
+        before = track.prompt(0, 1, **FIX).logits
+        track.prompt(0, 1, **CLICK)
+        first = next(track.propagate(0)).logits
+        second = track.prompt(0, 1, **FIX).logits
+        assert np.abs(second - before).max() > 1e-3
+        again[survives] = next(track.propagate(0)).logits
+        close(again[survives], second if survives else first)
+    assert np.abs(again[True] - again[False]).max() > 1e-3
+
+
+def test_a_prompt_beyond_the_nearest_counts_as_a_recent_frame(
+    eager: Segmenter, frames: np.ndarray
+) -> None:
+    answers = {}
+    for limit in (1, 2):
+        track = eager.track(frames, conditioning=limit)
+        for index in (0, 2):
+            track.prompt(index, 1, points=[[20 + 3 * index, 30]])
+        answers[limit] = [next(track.propagate(3)).logits]
+        bank = track._tracker.bank
+        slots = bank._memory_slots[0]
+        kinds = {f: bool(c) for f, c in zip(slots.frames, slots.conditioning, strict=True)}
+        assert kinds[2] and kinds[0] == (limit == 2) and bank.holds_pointer(0, 0)
+    assert np.abs(answers[1][0] - answers[2][0]).max() > 1e-5
+
+
+def test_a_prompt_that_is_taken_back_may_leave_its_answer(
+    eager: Segmenter, frames: np.ndarray
+) -> None:
+    track = eager.track(frames)
+    for index in (0, 4):
+        track.prompt(index, 1, **CLICK)
+    for _ in track.propagate(0, frames=6):
+        pass
+    kept = track.stories[1].past.get(4)
+    assert kept is not None and kept.conditioning
+    track.clear(4, 1, keep_answer=True)
+    left = track.stories[1].past.get(4)
+    assert left is not None and not left.conditioning
+    np.testing.assert_array_equal(left.memory, kept.memory)
+    track.clear(0, 1)
+    assert track.stories[1].past.get(0) is None
+
+
+def test_what_is_remembered_of_prompted_frames(eager: Segmenter, frames: np.ndarray) -> None:
+    """Their answers are the same either way, what they leave is not."""
+    seen: dict[str, list[np.ndarray]] = {}
+    options = {"plain": {"binarize_prompts": False}, "filled": {"fill_holes": 50}, "default": {}}
+    for name, option in options.items():
+        with eager.track(frames, **option) as track:
+            track.prompt(0, 1, **CLICK)
+            seen[name] = [frame.logits for frame in track.propagate(frames=2)]
+    for name in ("plain", "filled"):
+        np.testing.assert_array_equal(seen[name][0], seen["default"][0])
+        assert np.abs(seen[name][1] - seen["default"][1]).max() > 1e-5
+
+
+def test_a_given_mask_is_remembered_by_its_low_resolution(
+    eager: Segmenter, frames: np.ndarray
+) -> None:
+    """Single pixels that it does not show leave nothing."""
+    speckled = np.zeros(frames.shape[1:3], bool)
+    speckled[20:40, 10:30] = True
+    clean = speckled.copy()
+    speckled[5::12, 45::12] = True
+    answers = []
+    for mask in (clean, speckled):
+        with eager.track(frames) as track:
+            shown = track.prompt(0, 1, mask=mask)
+            answers.append(track.stories[1].past.get(0))
+            assert shown.masks[0].sum() > 300
+    one, other = answers
+    assert one is not None and other is not None
+    assert not np.array_equal(one.logits, other.logits)
+    np.testing.assert_array_equal(one.logits > 0, other.logits > 0)
+    np.testing.assert_allclose(one.memory, other.memory, atol=1e-6)
+
+
+def test_a_bundle_that_always_chooses_says_so() -> None:
+    runtime = fake()[0].runtimes.now
+    decoder = runtime.stages["track_decoder"]
+    ports = tuple(replace(p, bounds=None) if p.name == "multimask" else p for p in decoder.inputs)
+    stages = {**runtime.stages, "track_decoder": replace(decoder, inputs=ports)}
+    parts = stages, runtime.programs, runtime.backend, bank_shape(CONFIG, 1)
+    tracker = Tracker(*parts, TrackerOptions(binarize_prompts=False))
+    plain = TrackerOptions(dynamic_multimask=False)
+    for act in (lambda: Tracker(*parts, plain), lambda: setattr(tracker, "options", plain)):
+        with pytest.raises(CheckpointError, match="export it again to track without") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert Tracker(runtime.stages, *parts[1:], plain).options == plain

@@ -526,3 +526,49 @@ def test_camera_gives_frames_as_they_come(intra: Path, monkeypatch: pytest.Monke
         assert isinstance(camera, Frames) and camera.fps == 25 and camera.count is None
         assert same(list(camera), wanted[:LOST] + wanted[LOST + 1 :])
     assert seen == {"video_size": "640x480", "framerate": "29.97"}
+
+
+DECORD = Path(__file__).with_name("decord")
+
+
+def grey_levels(pixels: np.ndarray) -> np.ndarray:
+    """Return (S, S, 3) of a network's input (3, S, S), as what it was normalized from."""
+    return (pixels.transpose(1, 2, 0) * image.STD + image.MEAN) * 255
+
+
+@pytest.mark.parametrize("name", ["0/32", "0/96", "90/32", "180/32", "270/32"])
+def test_inputs_of_a_video_file_are_decords(name: str) -> None:
+    """Its figures are those of version 0.6.0, which SAM 2's own code reads such files with."""
+    degrees, side = map(int, name.split("/"))
+    with np.load(DECORD / "squares.npz") as file:
+        wanted = file[name]
+    with open_video(turned(DECORD / "plain.mp4", degrees), cache=1) as frames:
+        for index in (1, 0):
+            got = grey_levels(frames.input(index, side))
+            assert np.abs(got - wanted[index]).max() < 0.01
+            # Scaled after the colours were converted it would be another picture.
+            late = grey_levels(image.to_input(frames.frame(index), side))
+            assert np.abs(late - wanted[index]).max() > 5
+
+
+def test_inputs_of_folders_and_of_arrays(tmp_path: Path) -> None:
+    photos = moving(2)
+    for index, photo in enumerate(photos):
+        Image.fromarray(photo).save(tmp_path / f"{index}.png")
+    paths = sorted(tmp_path.iterdir())
+    wanted = np.asarray(Image.fromarray(photos[1]).resize((32, 32)))
+    with open_video(tmp_path) as folder:
+        assert np.abs(grey_levels(folder.input(1, 32)) - wanted).max() < 0.01
+    plain = image.to_input(photos[1], 32)
+    for source in (np.stack(photos), photos, paths, iter(photos)):
+        with open_video(source) as frames:
+            np.testing.assert_array_equal(frames.input(1, 32, threads=1), plain)
+    assert np.abs(grey_levels(plain) - wanted).max() > 1
+
+
+def test_input_of_a_frame_that_stands_in_for_a_damaged_one(intra: Path) -> None:
+    with (
+        pytest.warns(RuntimeWarning, match="stands in"),
+        open_video(damaged(intra, 3), on_error="skip") as frames,
+    ):
+        np.testing.assert_array_equal(frames.input(3, 32), image.to_input(frames.frame(2), 32))

@@ -83,6 +83,7 @@ def build_video(
     segmenter = load_segmenter(config_file, ckpt_path, device, mode, image_size, **kwargs)
     options = {
         "dynamic_multimask_via_stability": apply_postprocessing,
+        "binarize_mask_from_pts_for_mem_enc": apply_postprocessing,
         "fill_hole_area": FILL_HOLE_AREA if apply_postprocessing else 0,
         **overrides,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vkrt.compat.video_masks import fill_small_holes
+from vkrt.media.masks import fill_small_holes
 
 if TYPE_CHECKING:
     from torch import Tensor

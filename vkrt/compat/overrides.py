@@ -39,7 +39,6 @@ WITHOUT_EFFECT = {
 FIXED: Mapping[str, object] = {
     "_target_": None,
     "backbone_stride": 16,
-    "binarize_mask_from_pts_for_mem_enc": True,
     "directly_add_no_mem_embed": True,
     "dynamic_multimask_stability_delta": 0.05,
     "dynamic_multimask_stability_thresh": 0.98,
@@ -85,6 +84,7 @@ IMAGE: Mapping[str, Callable[[str], Any]] = {
 }
 TRACKING: Mapping[str, Callable[[str], Any]] = {
     "fill_hole_area": int,
+    "binarize_mask_from_pts_for_mem_enc": truth,
     "non_overlap_masks": truth,
     "clear_non_cond_mem_around_input": truth,
     "add_all_frames_to_correct_as_cond": truth,

@@ -2,9 +2,8 @@
 
 What differs from upstream, beside what vkrt.compat.sam2 says: frames are read when they are needed
 and objects run as one batch, so that neither the clip's length nor the objects' number costs what
-it does there. Objects may be added while a clip is tracked. A prompt on a frame that was prompted
-before takes the old one's place even after tracking, and what a prompt that is taken back led to on
-its frame goes with it. Ids are whole numbers, and points lie on the frame.
+it does there. Objects may be added while a clip is tracked. Memories are kept in float32, where
+upstream rounds them to bfloat16. Ids are whole numbers, and points lie on the frame.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from vkrt.compat.video_masks import apart, full_size
 from vkrt.compat.video_prompts import frame_number, read_box, read_mask, read_points
 from vkrt.compat.video_state import VideoState, open_clip
 from vkrt.engines.sam2_image import Segmenter
+from vkrt.engines.tracker import TrackerOptions
 from vkrt.errors import PromptError
 
 __all__ = ["SAM2VideoPredictor", "SAM2VideoPredictorVOS"]
@@ -48,7 +48,9 @@ class SAM2VideoPredictor(Sam2Handle):
         max_cond_frames_in_attn: prompted frames that an object remembers at once, those nearest
             in time; -1 is 16 (upstream has no bound then).
         history: frames of each object, besides the prompted ones, of which answers are kept.
-        dynamic_multimask_via_stability: of predictions on single pictures; tracking always has it.
+        dynamic_multimask_via_stability: where a single mask is unstable, take the best of three.
+        binarize_mask_from_pts_for_mem_enc: remember prompted frames as the masks that are shown,
+            not as their logits.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SAM2VideoPredictor(Sam2Handle):
         max_cond_frames_in_attn: int = -1,
         history: int = HISTORY,
         dynamic_multimask_via_stability: bool = True,
+        binarize_mask_from_pts_for_mem_enc: bool = True,
     ) -> None:
         super().__init__(segmenter, dynamic_multimask_via_stability)
         self.fill_hole_area = fill_hole_area
@@ -68,6 +71,7 @@ class SAM2VideoPredictor(Sam2Handle):
         self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
         self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
         self.max_cond_frames_in_attn = max_cond_frames_in_attn
+        self.binarize_mask_from_pts_for_mem_enc = binarize_mask_from_pts_for_mem_enc
         self.history = history
 
     @classmethod
@@ -201,19 +205,32 @@ class SAM2VideoPredictor(Sam2Handle):
         frame, story = frame_number(frame_idx), state.story(obj)
         before = None if story is None else story.said.get(frame)
         keep = join and before is not None and before.mask is None
-        # User code sets these on the predictor after it opened a clip, too.
-        state.track.settings = replace(
-            state.track.settings,
-            corrections_condition=self.add_all_frames_to_correct_as_cond,
-            clear_around_prompts=self.clear_non_cond_mem_around_input,
-        )
+        self._apply_options(state)
         with inference():
             state.track.prompt(frame, state.number(obj), keep=keep, **said)
         state.register(obj)
         return self._show(state, frame)
 
+    def _apply_options(self, state: VideoState) -> None:
+        """Bring the options to the engine: user code sets them after it opened a clip, too."""
+        state.track.settings = replace(
+            state.track.settings,
+            corrections_condition=self.add_all_frames_to_correct_as_cond,
+            clear_around_prompts=self.clear_non_cond_mem_around_input,
+        )
+        state.track.options = self._tracker_options()
+
+    def _tracker_options(self) -> TrackerOptions:
+        """Return what of the options later frames depend on."""
+        return TrackerOptions(
+            dynamic_multimask=bool(self.dynamic_multimask_via_stability),
+            binarize_prompts=bool(self.binarize_mask_from_pts_for_mem_enc),
+            fill_holes=self.fill_hole_area,
+            threads=self.segmenter.threads,
+        )
+
     def propagate_in_video_preflight(self, inference_state: VideoState) -> None:
-        """Check that there is something to track; vkrt has nothing to prepare.
+        """Let frames remember the prompts given so far, and check that there is one of each object.
 
         Raises:
             PromptError: there is no object, or one has no prompt left; it is a RuntimeError too, as
@@ -221,6 +238,7 @@ class SAM2VideoPredictor(Sam2Handle):
         """
         check_state(inference_state)
         inference_state.check_prompted()
+        self._apply_options(inference_state)
         with raising(StateError):
             inference_state.track.propagate(frames=0)
 
@@ -295,7 +313,7 @@ class SAM2VideoPredictor(Sam2Handle):
         if story is None:
             raise StateError(no_object(inference_state, obj_id))
         if frame in story.said:
-            inference_state.track.clear(frame, inference_state.number(obj_id))
+            inference_state.track.clear(frame, inference_state.number(obj_id), keep_answer=True)
         return self._show(inference_state, frame) if need_output else None
 
     def remove_object(

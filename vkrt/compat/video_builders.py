@@ -26,11 +26,10 @@ def build_sam2_video_predictor(
     Args:
         config_file, ckpt_path, device, mode: as in vkrt.compat.sam2.build_sam2.
         hydra_overrides_extra: of upstream's overrides those of image_size,
-            dynamic_multimask_via_stability, max_cond_frames_in_attn and the options of
-            SAM2VideoPredictor.
-        apply_postprocessing: fill holes of up to 8 low-resolution pixels. That an unstable single
-            mask gives way to the best of three, and that prompted frames are remembered as what
-            is shown and not as logits, is so in either case while tracking.
+            max_cond_frames_in_attn and the options of SAM2VideoPredictor.
+        apply_postprocessing: where a single mask is unstable, take the best of three; remember
+            prompted frames as the masks that are shown and not as logits; fill holes of up to 8
+            low-resolution pixels.
         vos_optimized: gives a SAM2VideoPredictorVOS, which does the same: the backend decides what
             is compiled.
         kwargs: options of vkrt.load (backend, precision, threads).

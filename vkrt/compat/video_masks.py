@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vkrt.media.masks import clean_logits, upsample
+from vkrt.media.masks import fill_small_holes, upsample
 
-__all__ = ["NO_OBJECT", "apart", "fill_small_holes", "full_size"]
+__all__ = ["NO_OBJECT", "apart", "full_size"]
 
-# The logits of an object without an answer, of a filled hole, and at most of what others own.
+# The logits of an object without an answer, and at most of what others own.
 NO_OBJECT = -1024.0
-FILLED = 0.1
 OVERLAPPED = -10.0
 
 
@@ -40,14 +39,6 @@ def full_size(
         low = fill_small_holes(low, fill_hole_area, threads)
         full[rows, 0] = upsample(low, *size, threads=threads)
     return full
-
-
-def fill_small_holes(logits: np.ndarray, max_area: int, threads: int | None = None) -> np.ndarray:
-    """Return logits (N, h, w) with holes of at most max_area pixels at 0.1, as upstream has it."""
-    if max_area <= 0:
-        return logits
-    filled = clean_logits(logits, max_hole_area=max_area, threads=threads)
-    return np.where(filled != logits, np.float32(FILLED), logits)
 
 
 def apart(masks: Any) -> Any:

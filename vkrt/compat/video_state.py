@@ -17,7 +17,6 @@ from vkrt.engines.story import Story
 from vkrt.errors import BackendError, PromptError
 from vkrt.media.frame_sources import SequenceFrames, list_pictures
 from vkrt.media.frames import Frames
-from vkrt.media.image import to_input
 from vkrt.media.video import Clip, open_video
 
 __all__ = ["FrameTensors", "VideoState", "open_clip"]
@@ -32,6 +31,8 @@ def open_clip(source: Clip | Frames) -> Frames:
 
     Like upstream, it turns none of them as its EXIF says.
 
+    They are as they are stored: upstream turns none as its EXIF says.
+
     Raises:
         ClipError: as vkrt.media.video.open_video raises a VideoError.
     """
@@ -40,7 +41,8 @@ def open_clip(source: Clip | Frames) -> Frames:
             return open_video(source)
         pictures = list_pictures(Path(source))
         photographs = [path for path in pictures if path.suffix.lower() in JPEG]
-        return SequenceFrames(photographs or pictures, str(source), upright=False)
+        paths = photographs or pictures
+        return SequenceFrames(paths, str(source), upright=False, filter="bicubic")
 
 
 class FrameTensors:
@@ -59,7 +61,7 @@ class FrameTensors:
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(f"there is no frame {index}; the clip has {len(self)}")
-        return torch.from_numpy(to_input(self._frames.frame(place), self._side))
+        return torch.from_numpy(self._frames.input(place, self._side))
 
 
 class VideoState(dict[str, Any]):

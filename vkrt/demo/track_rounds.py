@@ -160,7 +160,11 @@ class Session:
         masks = F.interpolate(self.truth.masks[0].unsqueeze(1).float(), size, mode="bilinear")
         with reduced_precision():
             given = (masks > 0.5).float()
-            _, pointer, _, memory = self.modules.take_masks(picture.image, *picture.high_res, given)
+            logits, pointer, there = self.modules.take_masks(
+                picture.image, *picture.high_res, given
+            )
+            binary = torch.ones(len(given), dtype=torch.int32)
+            (memory,) = self.modules.remember(picture.image, logits, there, binary)
         first = -self.lesson.since
         self.past.append(Past(first, memory.float(), pointer.float(), conditioning=True))
 

@@ -26,7 +26,7 @@ from vkrt.engines.runtime import DeviceArrays, Runtime, Runtimes
 from vkrt.engines.sam2_track import Track, TrackSettings
 from vkrt.engines.sam2_video import Encode, Stream
 from vkrt.engines.tracked import finish_of
-from vkrt.engines.tracker import MAX_CONDITIONING, Tracker, bank_shape
+from vkrt.engines.tracker import MAX_CONDITIONING, Tracker, TrackerOptions, bank_shape
 from vkrt.errors import CheckpointError, OutputError, PromptError
 from vkrt.forks import Home
 from vkrt.media.image import Photo, to_input
@@ -232,7 +232,12 @@ class Segmenter:
         return logits, scores, object_scores
 
     def stream(
-        self, conditioning: int = 4, fill_holes: int = 0, non_overlapping: bool = False
+        self,
+        conditioning: int = 4,
+        fill_holes: int = 0,
+        non_overlapping: bool = False,
+        dynamic_multimask: bool = True,
+        binarize_prompts: bool = True,
     ) -> Stream:
         """Return an engine that tracks objects through live frames, in constant memory.
 
@@ -242,12 +247,18 @@ class Segmenter:
             fill_holes: largest hole of a mask that is filled, in low-resolution pixels, up to
                 2**31 - 1.
             non_overlapping: give a pixel that several objects claim to the surest one alone.
+            dynamic_multimask: where a single mask is unstable, take the best of three instead.
+            binarize_prompts: remember prompted frames as the masks that are shown; else, as all
+                other frames, as probabilities. (Off, with dynamic_multimask off, is what upstream
+                calls apply_postprocessing=False.)
 
         Raises:
-            CheckpointError: the weights or the bundle have no memory modules.
+            CheckpointError: the weights or the bundle have no memory modules, or it is an older
+                bundle that can't do without dynamic_multimask.
         """
+        options = TrackerOptions(dynamic_multimask, binarize_prompts, fill_holes, self.threads)
         finish = finish_of(fill_holes, non_overlapping, self.threads)
-        encode, tracker = self._begin_tracking(conditioning)
+        encode, tracker = self._begin_tracking(conditioning, options)
         return Stream(encode, tracker, self.config, finish)
 
     def track(
@@ -256,6 +267,8 @@ class Segmenter:
         conditioning: int = 4,
         fill_holes: int = 0,
         non_overlapping: bool = False,
+        dynamic_multimask: bool = True,
+        binarize_prompts: bool = True,
         **settings: Any,
     ) -> Track:
         """Return an engine that tracks objects through a whole clip.
@@ -263,33 +276,38 @@ class Segmenter:
         Args:
             clip: a folder of pictures, a video file, (T, H, W, 3) uint8, or any iterable of
                 photos (vkrt.media.video.open_video).
-            conditioning, fill_holes, non_overlapping: as in stream.
+            conditioning, fill_holes, non_overlapping, dynamic_multimask, binarize_prompts: as in
+                stream.
             settings: those of TrackSettings.
 
         Raises:
             VideoError: the clip can't be read.
-            CheckpointError: the weights or the bundle have no memory modules.
+            CheckpointError: as in stream.
         """
         # Photos alone never need it.
         from vkrt.media.video import open_video
 
-        encode, tracker = self._begin_tracking(conditioning)
         finish = finish_of(fill_holes, non_overlapping, self.threads)
+        options = TrackerOptions(dynamic_multimask, binarize_prompts, fill_holes, self.threads)
+        encode, tracker = self._begin_tracking(conditioning, options)
         chosen = TrackSettings(**settings)
         frames = open_video(clip)
         return Track(encode, tracker, frames, self.config, finish, chosen)
 
-    def encode_frame(self, photo: np.ndarray) -> dict[str, Any]:
-        """Return the image encoder's device arrays of (H, W, 3) uint8, by port name; keep none."""
-        return self._encode_frame(self.runtimes.now, photo)
+    def encode_frame(self, pixels: np.ndarray) -> dict[str, Any]:
+        """Return the image encoder's device arrays by port name, and keep none.
 
-    def _encode_frame(self, runtime: Runtime, photo: np.ndarray) -> dict[str, Any]:
+        Args:
+            pixels: the model's input (3, S, S) float32, as vkrt.media.image.to_input makes it.
+        """
+        return self._encode_frame(self.runtimes.now, pixels)
+
+    def _encode_frame(self, runtime: Runtime, pixels: np.ndarray) -> dict[str, Any]:
         self.runtimes.begin()
-        pixels = to_input(photo, self.config.image_size, threads=self.threads)[None]
         names = (port.name for port in runtime.feature_ports)
-        return dict(zip(names, runtime.encode(pixels), strict=True))
+        return dict(zip(names, runtime.encode(pixels[None]), strict=True))
 
-    def _begin_tracking(self, conditioning: int) -> tuple[Encode, Tracker]:
+    def _begin_tracking(self, conditioning: int, options: TrackerOptions) -> tuple[Encode, Tracker]:
         """Return what encodes frames and what advances objects by one, both on one runtime."""
         if not self.can_track:
             raise CheckpointError(
@@ -299,7 +317,7 @@ class Segmenter:
         runtime = self.runtimes.begin()
         wanted = whole("conditioning", conditioning, 1, MAX_CONDITIONING, kind=PromptError)
         shape = bank_shape(self.config, wanted)
-        tracker = Tracker(runtime.stages, runtime.programs, runtime.backend, shape)
+        tracker = Tracker(runtime.stages, runtime.programs, runtime.backend, shape, options)
         return partial(self._encode_frame, runtime), tracker
 
     def host_features(self, embedding: ImageEmbedding) -> dict[str, np.ndarray]:

@@ -16,11 +16,12 @@ import numpy as np
 
 from vkrt.arguments import flag, whole
 from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, tidy
+from vkrt.engines.remembered import load_bank
 from vkrt.engines.sam2_video import Encode
-from vkrt.engines.story import Story, is_conditioning, joined, nearest
+from vkrt.engines.story import Story, is_conditioning, joined
 from vkrt.engines.track_settings import TrackSettings
 from vkrt.engines.tracked import Finish, TrackedFrame
-from vkrt.engines.tracker import Answer, Tracker
+from vkrt.engines.tracker import Answer, Tracker, TrackerOptions
 from vkrt.errors import BackendError, PromptError
 from vkrt.media.frames import Frames
 from vkrt.media.prefetch import prefetch
@@ -58,6 +59,15 @@ class Track:
         self._sharers: WeakSet[Track] = WeakSet((self,))
 
     @property
+    def options(self) -> TrackerOptions:
+        """Return how answers are chosen and remembered; they may be changed at any time."""
+        return self._tracker.options
+
+    @options.setter
+    def options(self, options: TrackerOptions) -> None:
+        self._tracker.options = options
+
+    @property
     def count(self) -> int | None:
         """Return the number of frames, None where the source tells it only at its end."""
         return self._clip.count
@@ -84,7 +94,8 @@ class Track:
     ) -> TrackedFrame:
         """Say what an object is on a frame, or what is wrong with it there.
 
-        On a frame that was tracked already, the object's memories count as well.
+        On a frame that was tracked already, the object's memories count as well. Prompts on other
+        frames, given since, do not: they count from the next frame that is tracked.
 
         Args:
             frame: its index.
@@ -107,7 +118,7 @@ class Track:
         size = photo.shape[0], photo.shape[1]
         side, strict = self._config.image_size, self.settings.strict
         ask = self._as_said(story, frame, read_prompt(prompt, size, side, strict))
-        features = self._see(frame, photo)
+        features = self._see(frame)
         is_new = obj not in self._stories
         if is_new:
             self._tracker.add(obj)
@@ -120,7 +131,9 @@ class Track:
             raise
         self._stories[obj] = story
         story.said[frame] = prompt
-        self._keep(story, frame, answer)
+        story.past.stage(frame, self._past_of(answer))
+        # Other frames remember it only once tracking goes on; the bank is for what they remember.
+        self._tracker.bank.forget(self._tracker.objects.index(obj), frame)
         if self.settings.clear_around_prompts:
             self._clear_around(obj, frame)
         return self._show(frame, size)
@@ -153,6 +166,7 @@ class Track:
             PromptError: there is no object, an object has no prompt left, or start is beyond the
                 clip.
         """
+        self._settle()
         self._check_prompts()
         reverse = flag("reverse", reverse, kind=PromptError)
         if frames is not None:
@@ -166,28 +180,43 @@ class Track:
         """Give the frames of propagate; the next ones are read while one is tracked."""
         order: Iterator[int] = iter(range(start, -1, -1)) if reverse else count_from(start)
         there = takewhile(self._clip.has, islice(order, frames))
-        with prefetch((frame, self._clip.frame(frame)) for frame in there) as photos:
-            for frame, photo in photos:
-                yield self._advance(frame, photo, reverse)
+        with prefetch(map(self._read, there)) as pictures:
+            for frame, size, pixels in pictures:
+                yield self._advance(frame, size, pixels, reverse)
 
-    def _advance(self, frame: int, photo: np.ndarray, reverse: bool) -> TrackedFrame:
+    def _read(self, frame: int) -> tuple[int, tuple[int, int], np.ndarray]:
+        """Return a frame's number, its size and the model's input of it."""
+        photo = self._clip.frame(frame)
+        return frame, (photo.shape[0], photo.shape[1]), self._to_input(frame)
+
+    def _to_input(self, frame: int) -> np.ndarray:
+        """Return the model's input of a frame."""
+        threads = self._tracker.options.threads
+        return self._clip.input(frame, self._config.image_size, threads)
+
+    def _advance(
+        self, frame: int, size: tuple[int, int], pixels: np.ndarray, reverse: bool
+    ) -> TrackedFrame:
         """Track the objects that have no prompt on a frame, and show all."""
+        self._settle()
         stories = {
             obj: story
             for obj, story in self._stories.items()
-            if not is_conditioning(story.past.get(frame))
+            if not is_conditioning(story.past.settled(frame))
         }
-        size = photo.shape[0], photo.shape[1]
         if stories:
-            features = self._see(frame, photo)
+            features = self._see(frame, pixels)
             answers = self._answer(frame, features, {}, stories, reverse)
-            bit = 1 << frame
             for obj, answer in answers.items():
-                story = stories[obj]
-                self._keep(story, frame, answer)
-                story.tracked |= bit
-                story.reversed = story.reversed | bit if reverse else story.reversed & ~bit
+                stories[obj].past.put(frame, self._past_of(answer))
+        for story in self._stories.values():
+            story.pass_over(frame, reverse)
         return self._show(frame, size)
+
+    def _settle(self) -> None:
+        """Let tracking see the prompts that were given since it went on last."""
+        for story in self._stories.values():
+            story.past.settle()
 
     def _answer(
         self,
@@ -200,33 +229,14 @@ class Track:
         """Return what a frame gives for some objects; the bank has what they need for it."""
         memory = self._config.memory
         for obj, story in stories.items():
-            self._aim(self._tracker.objects.index(obj), story.past, frame, reverse)
+            row = self._tracker.objects.index(obj)
+            load_bank(self._tracker, row, story.past, frame, reverse)
         span = min(self.count or memory.max_obj_ptrs, memory.max_obj_ptrs)
         return self._tracker.advance(frame, features, asks, list(stories), reverse, span)
 
-    def _aim(self, row: int, past: History, frame: int, reverse: bool) -> None:
-        """Bring into an object's bank what it remembers at a frame, as far as it was kept."""
-        bank, sign = self._tracker.bank, 1 if reverse else -1
-        conditioning = past.conditioning()
-        nearby = nearest(conditioning, frame, bank.shape.conditioning)
-        recent = [frame + sign * ago for ago in range(1, bank.shape.pointers + 1)]
-        recent = [other for other in recent if other not in conditioning]
-        # Whoever is not wanted makes room first, so that nobody who is has to give way.
-        bank.keep(row, {*nearby, *recent[: bank.shape.recent]}, {*nearby, *recent})
-        for other in (*nearby, *recent):
-            kept = past.get(other)
-            if kept is None:
-                continue
-            if not bank.holds(row, other) and other not in recent[bank.shape.recent :]:
-                memory = self._tracker.to_device(kept.memory)
-                bank.write_memory(row, other, memory, kept.conditioning)
-            if not bank.holds_pointer(row, other):
-                pointer = self._tracker.to_device(kept.pointer)
-                bank.write_pointer(row, other, pointer, kept.conditioning)
-
-    def _keep(self, story: Story, frame: int, answer: Answer) -> None:
-        """Remember what a frame gave for an object, on the host."""
-        past = Past(
+    def _past_of(self, answer: Answer) -> Past:
+        """Return what a frame gave for an object, on the host."""
+        return Past(
             logits=answer.logits.copy(),
             score=answer.score,
             object_score=answer.object_score,
@@ -234,7 +244,6 @@ class Track:
             pointer=self._tracker.to_host(answer.pointer),
             conditioning=answer.conditioning,
         )
-        story.past.put(frame, past)
 
     def _show(self, frame: int, size: tuple[int, int]) -> TrackedFrame:
         """Return the masks of all objects that have an answer on a frame."""
@@ -249,16 +258,23 @@ class Track:
             [past.object_score for past in known.values()],
         )
 
-    def _see(self, frame: int, photo: np.ndarray) -> Mapping[str, Any]:
+    def _see(self, frame: int, pixels: np.ndarray | None = None) -> Mapping[str, Any]:
         """Return the encoded features of a frame; those of the last few are kept."""
         seen = self._features.pop(frame, None)
-        self._features[frame] = self._encode(photo) if seen is None else seen
+        if seen is None:
+            seen = self._encode(self._to_input(frame) if pixels is None else pixels)
+        self._features[frame] = seen
         while len(self._features) > self.settings.features:
             self._features.popitem(last=False)
         return self._features[frame]
 
-    def clear(self, frame: int, obj: int) -> None:
+    def clear(self, frame: int, obj: int, keep_answer: bool = False) -> None:
         """Take back what was said of an object on a frame, and what it led to there.
+
+        Args:
+            frame, obj: as in prompt.
+            keep_answer: once tracking went on from the prompt, keep its mask as one that was
+                tracked, until the frame is tracked again (as upstream does).
 
         Raises:
             PromptError: there is no such object, or nothing was said of it there.
@@ -270,7 +286,12 @@ class Track:
                 f"object {obj} has no prompt on frame {frame}; it has some on {sorted(story.said)}"
             )
         del story.said[frame]
-        self._forget(check_id(obj), frame)
+        if not keep_answer:
+            self._forget(check_id(obj), frame)
+            return
+        if is_conditioning(story.past.settled(frame)):
+            story.tracked &= ~(1 << frame)
+        story.past.demote(frame)
 
     def remove(self, obj: int) -> None:
         """Remove an object and all that is known of it.

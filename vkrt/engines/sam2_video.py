@@ -13,12 +13,12 @@ from vkrt.engines.prompt import Ask, Prompt, check_id, read_prompt, says_nothing
 from vkrt.engines.tracked import Finish, TrackedFrame
 from vkrt.engines.tracker import Tracker
 from vkrt.errors import BackendError, PromptError, VideoError
-from vkrt.media.image import Photo, read_image
+from vkrt.media.image import Photo, read_image, to_input
 from vkrt.models.sam2.config import Sam2Config
 
 __all__ = ["Encode", "Stream"]
 
-# Gives the image encoder's device arrays of a picture (H, W, 3) uint8, by port name.
+# Gives the image encoder's device arrays of the model's input (3, S, S) float32, by port name.
 Encode = Callable[[np.ndarray], Mapping[str, Any]]
 
 
@@ -100,7 +100,8 @@ class Stream:
         self, photo: np.ndarray, size: tuple[int, int], asks: Mapping[int, Ask]
     ) -> TrackedFrame:
         """Return the frame; objects that begin on it are there only if it succeeds."""
-        features = self._encode(photo)
+        threads = self._tracker.options.threads
+        features = self._encode(to_input(photo, self._config.image_size, threads=threads))
         new = [obj for obj in asks if obj not in self._tracker.objects]
         for obj in new:
             self._tracker.add(obj)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,7 @@ from vkrt.errors import PromptError
 from vkrt.media.host_arrays import numbers
 from vkrt.memory.history import History, Past
 
-__all__ = ["Story", "is_conditioning", "joined", "nearest"]
+__all__ = ["Story", "is_conditioning", "joined"]
 
 
 @dataclass
@@ -37,21 +36,16 @@ class Story:
         """Return a story that goes on by itself."""
         return replace(self, past=deepcopy(self.past), said=dict(self.said))
 
+    def pass_over(self, frame: int, reverse: bool) -> None:
+        """Note that tracking went over a frame, prompted or not, and in which direction."""
+        bit = 1 << frame
+        self.tracked |= bit
+        self.reversed = self.reversed | bit if reverse else self.reversed & ~bit
+
 
 def is_conditioning(past: Past | None) -> bool:
     """Tell whether later frames are conditioned on what a frame left."""
     return past is not None and past.conditioning
-
-
-def nearest(frames: Sequence[int], frame: int, count: int) -> list[int]:
-    """Return the `count` frames that matter most at a frame, as SAM 2 selects them.
-
-    These are the last before it, the first from it on, and then the closest.
-    """
-    before, after = [f for f in frames if f < frame], [f for f in frames if f >= frame]
-    chosen = [*before[-1:], *after[:1]][:count]
-    others = sorted((f for f in frames if f not in chosen), key=lambda other: abs(other - frame))
-    return [*chosen, *others[: count - len(chosen)]]
 
 
 def joined(first: Prompt, second: Prompt) -> Prompt:

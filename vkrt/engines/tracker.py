@@ -8,17 +8,43 @@ from typing import Any
 
 import numpy as np
 
+from vkrt.arguments import flag
 from vkrt.backends.base import Backend
 from vkrt.engines.programs import Programs
 from vkrt.engines.prompt import UNPROMPTED, Ask
+from vkrt.errors import CheckpointError, PromptError
+from vkrt.media.masks import fill_small_holes
 from vkrt.memory.bank import BankShape, MemoryBank
 from vkrt.models.sam2.config import Sam2Config
 from vkrt.stage import Stage
 
-__all__ = ["MAX_CONDITIONING", "Answer", "Tracker", "bank_shape"]
+__all__ = ["MAX_CONDITIONING", "Answer", "Tracker", "TrackerOptions", "bank_shape"]
 
 # Prompted frames that an object may remember: a gigabyte of them at an input of 1024 pixels.
 MAX_CONDITIONING = 1024
+
+
+@dataclass(frozen=True)
+class TrackerOptions:
+    """Say what SAM 2's own builder calls postprocessing, as far as later frames depend on it.
+
+    Attributes:
+        dynamic_multimask: where a single mask is unstable, take the best of three instead.
+        binarize_prompts: remember prompted frames as the masks that are shown; else as the
+            sigmoid of their logits, as all other frames.
+        fill_holes: largest hole of a prompted frame's mask that is filled before the mask is
+            remembered or refined, in low-resolution pixels; 0 leaves all.
+        threads: CPU threads; None is one per core.
+    """
+
+    dynamic_multimask: bool = True
+    binarize_prompts: bool = True
+    fill_holes: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dynamic_multimask", "binarize_prompts"):
+            flag(name, getattr(self, name), kind=PromptError)
 
 
 @dataclass(frozen=True)
@@ -72,12 +98,29 @@ class Tracker:
         programs: Programs,
         backend: Backend,
         shape: BankShape,
+        options: TrackerOptions = TrackerOptions(),
     ) -> None:
         self._stages = stages
         self._programs = programs
         self._backend = backend
+        self.options = options
         self.objects: list[int] = []
         self.bank = MemoryBank(backend, shape)
+
+    @property
+    def options(self) -> TrackerOptions:
+        """Return how answers are chosen and remembered; they may be changed at any time."""
+        return self._options
+
+    @options.setter
+    def options(self, options: TrackerOptions) -> None:
+        if not options.dynamic_multimask and not can_keep_single(self._stages["track_decoder"]):
+            raise CheckpointError(
+                "this bundle was exported by a version that always chose the best of three masks "
+                "where one is unstable: export it again to track without that (dynamic_multimask, "
+                "apply_postprocessing)"
+            )
+        self._options = options
 
     def add(self, obj: int) -> None:
         """Add an object that has no memories yet."""
@@ -181,21 +224,48 @@ class Tracker:
             "conditioned": conditioned,
             "points": give(np.stack([ask.points for ask in said])),
             "labels": give(np.stack([ask.labels for ask in said])),
-            "multimask": give(np.array([ask.ambiguous for ask in said], np.int32)),
+            "multimask": give(np.array([self._multimask(ask) for ask in said], np.int32)),
         }
         earlier = [ask.earlier for ask in said if ask.earlier is not None]
         if earlier:
-            arrays["masks"] = give(np.stack(earlier)[:, None])
+            filled = self._fill(np.stack(earlier))
+            arrays["masks"] = give(filled[:, None])
         decoded = self._run("track_refiner" if earlier else "track_decoder", arrays)
-        binary = np.array([ask.prompted for ask in said], np.int32)
-        encoded = self._run("memory_encoder", {**features, **decoded, "binary": give(binary)})
-        return {**decoded, **encoded}
+        return self._remember(features, said, decoded)
+
+    def _multimask(self, ask: Ask) -> int:
+        """Return what the decoder is told of the choice among its masks."""
+        if ask.ambiguous:
+            return 1
+        return 0 if self.options.dynamic_multimask else -1
 
     def _from_masks(self, features: Mapping[str, Any], said: Sequence[Ask]) -> dict[str, Any]:
         """Return the arrays of objects whose masks are given."""
         masks = np.stack([ask.mask for ask in said if ask.mask is not None])[:, None]
         made = self._run("mask_prompter", {**features, "masks": self._backend.from_host(masks)})
-        return {**made, "iou": self._backend.from_host(np.ones((len(said), 1), np.float32))}
+        sure = self._backend.from_host(np.ones((len(said), 1), np.float32))
+        # Not of the mask as given: what low resolution leaves of it is what counts.
+        return self._remember(features, said, {**made, "iou": sure})
+
+    def _remember(
+        self, features: Mapping[str, Any], said: Sequence[Ask], decoded: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what was decoded, with the memories that it leaves."""
+        prompted = np.array([ask.prompted for ask in said])
+        logits = decoded["logits"]
+        if self.options.fill_holes > 0 and prompted.any():
+            # What is tracked is remembered as it was decoded, what is prompted as it is shown.
+            shown = self._backend.to_host(logits).copy()
+            shown[prompted, 0] = self._fill(shown[prompted, 0])
+            logits = self._backend.from_host(shown)
+        hard = (prompted & self.options.binarize_prompts).astype(np.int32)
+        binary = self._backend.from_host(hard)
+        arrays = {**features, **decoded, "logits": logits, "binary": binary}
+        return {**decoded, **self._run("memory_encoder", arrays)}
+
+    def _fill(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits (N, h, w) on the host with their small holes filled."""
+        return fill_small_holes(logits, self.options.fill_holes, self.options.threads)
 
     def _run(self, name: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Run a stage on arrays by port name, and return its outputs so."""
@@ -217,3 +287,9 @@ class Tracker:
             )
             for index, ask in enumerate(said)
         ]
+
+
+def can_keep_single(decoder: Stage) -> bool:
+    """Tell whether a track_decoder takes -1 for multimask; those of older bundles do not."""
+    (multimask,) = (port for port in decoder.inputs if port.name == "multimask")
+    return multimask.bounds is not None and multimask.bounds[0] < 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-__all__ = ["Decoder", "load_av", "open_file"]
+__all__ = ["Decoder", "load_av", "open_file", "quarter_turns"]
 
 READABLE = "give an MP4, MKV, WebM, AVI or GIF file, or a folder of pictures"
 BUFFER = 1 << 18
@@ -125,7 +125,7 @@ class Decoder(Iterator[Picture]):
         except (self._error, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise Damage(f"is damaged (no RGB: {reason})") from None
-        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / QUARTER)))
+        return np.ascontiguousarray(np.rot90(pixels, quarter_turns(frame)))
 
     def average(self, times: Sequence[int]) -> float | None:
         """Return frames a second of frames at rising times; long pauses between parts do not count.
@@ -267,6 +267,11 @@ def open_file(file: BinaryIO, name: str) -> Decoder:
     except BaseException:
         container.close()
         raise
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Return by how many quarters, 0 to 3, a frame is to be turned counterclockwise."""
+    return round(frame.rotation / QUARTER) % 4
 
 
 def load_av() -> Any:

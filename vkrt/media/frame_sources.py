@@ -11,7 +11,7 @@ import numpy as np
 
 from vkrt.errors import ImageError, VideoError
 from vkrt.media.frames import CACHE, Damage, Frames, OnError
-from vkrt.media.image import Photo, from_array, read_image
+from vkrt.media.image import Filter, Photo, from_array, read_image, to_input
 from vkrt.media.photo_arrays import FloatScale, is_array, is_nested_numbers, is_tensor, to_host
 
 __all__ = ["IteratorFrames", "SequenceFrames", "list_pictures", "natural_key"]
@@ -41,6 +41,7 @@ class SequenceFrames(Frames):
         photos: paths, an array of frames, or whatever else gives photos by number. Arrays are
             not copied.
         upright: turn each photo as its EXIF says.
+        filter: how they are resized for a network (vkrt.media.image.to_input).
 
     Raises:
         VideoError: there is none, or the first one can't be read.
@@ -53,9 +54,11 @@ class SequenceFrames(Frames):
         cache: int = CACHE,
         on_error: OnError = "raise",
         upright: bool = True,
+        filter: Filter = "bilinear",
     ) -> None:
         super().__init__(name, cache, on_error)
         self._upright = upright
+        self._filter = filter
         if len(photos) == 0:
             raise VideoError(f"{name} has no frames; give at least one")
         self._photos: Sequence[Photo] | np.ndarray = photos
@@ -69,6 +72,11 @@ class SequenceFrames(Frames):
         except ImageError as error:
             raise Damage(f"can't be read: {error}") from None
         return read_frame(photo, self._scale, self._upright)
+
+    def _to_input(
+        self, index: int, photo: np.ndarray, side: int, threads: int | None
+    ) -> np.ndarray:
+        return to_input(photo, side, threads=threads, filter=self._filter)
 
     def _release(self) -> None:
         self._photos = ()

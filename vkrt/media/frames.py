@@ -15,6 +15,7 @@ import numpy as np
 
 from vkrt.errors import VideoError
 from vkrt.forks import HomeLock
+from vkrt.media.image import to_input
 
 __all__ = ["CACHE", "Damage", "Frames", "OnError"]
 
@@ -100,6 +101,22 @@ class Frames(ABC):
             )
         return pixels
 
+    def input(self, index: int, side: int, threads: int | None = None) -> np.ndarray:
+        """Return one frame as a network's input, (3, side, side) float32.
+
+        It is resized as SAM 2's own code resizes frames of such a source; see to_input.
+
+        Args:
+            index: the frame's number.
+            side: of the square, in pixels.
+            threads: CPU threads; None is one per core.
+
+        Raises:
+            VideoError: as frame.
+        """
+        with self._lock:
+            return self._to_input(self._check(index), self.frame(index), side, threads)
+
     def has(self, index: int) -> bool:
         """Tell whether there is a frame of a number, reading it where that is not known yet.
 
@@ -156,6 +173,12 @@ class Frames(ABC):
             Damage: the frame can't be read.
             VideoError: the frame can't be had any more.
         """
+
+    def _to_input(
+        self, index: int, photo: np.ndarray, side: int, threads: int | None
+    ) -> np.ndarray:
+        """Return a frame that was just read as a network's input."""
+        return to_input(photo, side, threads=threads)
 
     def _measure(self) -> int:
         """Return the number of frames where it is not known yet."""

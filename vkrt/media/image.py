@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, TypeAlias
+from typing import IO, Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from vkrt.arguments import flag
@@ -30,7 +31,7 @@ from vkrt.media.photo_arrays import (
 from vkrt.media.photo_formats import HEAD_BYTES, READABLE, describe
 from vkrt.weights.safety_limits import MAX_MEGAPIXELS, MAX_PHOTO_BYTES, MOST_MEGAPIXELS
 
-__all__ = ["MAX_PIXELS", "MEAN", "STD", "Photo", "max_pixels", "read_image", "to_input"]
+__all__ = ["MAX_PIXELS", "MEAN", "STD", "Filter", "Photo", "max_pixels", "read_image", "to_input"]
 
 
 class Arrayed(Protocol):
@@ -41,11 +42,14 @@ class Arrayed(Protocol):
 
 Photo: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | Arrayed
 
+Filter: TypeAlias = Literal["bilinear", "bicubic"]
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SCALE = tuple(1.0 / (255.0 * std) for std in STD)
 BIAS = tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True))
 
+PILLOW_VERSION = int(PIL.__version__.partition(".")[0])
 MEGA = 1_000_000
 MAX_PIXELS = MAX_MEGAPIXELS * MEGA
 LIMIT = "VKRT_MAX_MEGAPIXELS"
@@ -302,18 +306,24 @@ def from_array(
 
 
 def to_input(
-    photo: np.ndarray, size: int, out: np.ndarray | None = None, threads: int | None = None
+    photo: np.ndarray,
+    size: int,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+    filter: Filter = "bilinear",
 ) -> np.ndarray:
     """Return a photo as a network's input: resized to a square, (value / 255 - MEAN) / STD.
 
-    The resize is the antialiased bilinear one that SAM 2's image path has (torchvision's Resize on
-    a tensor): the sides are stretched, nothing is padded.
+    The sides are stretched, nothing is padded.
 
     Args:
         photo: (H, W, 3) uint8 RGB, contiguous, as read_image gives it.
         size: the side of the square.
         out: (3, size, size) float32, contiguous, to write into.
         threads: CPU threads; None is one per core, at most 8.
+        filter: "bilinear" is the antialiased resize of SAM 2's image path (torchvision's Resize on
+            a tensor); "bicubic" is that of its folders of JPEG frames, Pillow's default: it gives
+            whole grey levels, to the bit those of the Pillow that is installed.
 
     Returns:
         (3, size, size) float32: `out` where it was given.
@@ -321,7 +331,20 @@ def to_input(
     Raises:
         ImageError: the photo is no such array.
     """
-    return operations.resize(check_photo(photo), size, SCALE, BIAS, out, threads or 0)
+    pixels = check_photo(photo)
+    if filter == "bilinear":
+        return operations.resize(pixels, size, SCALE, BIAS, out, threads or 0)
+    down_first = goes_down_first(pixels.shape[0], pixels.shape[1], size)
+    return operations.resize_bicubic(pixels, size, SCALE, BIAS, out, threads or 0, down_first)
+
+
+def goes_down_first(height: int, width: int, size: int) -> bool:
+    """Tell whether Pillow's resize to a square filters columns before rows, as they round apart.
+
+    From version 13 on it does so where the height shrinks by more than twice what the width does.
+    """
+    shrinks = height > size and height - size > 2 * (width - size)
+    return shrinks and PILLOW_VERSION >= 13
 
 
 def check_photo(photo: np.ndarray) -> np.ndarray:

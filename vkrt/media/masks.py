@@ -22,6 +22,7 @@ __all__ = [
     "choose",
     "clean_logits",
     "fill_holes",
+    "fill_small_holes",
     "magnitude",
     "mask_to_input",
     "mask_to_logits",
@@ -35,6 +36,8 @@ __all__ = [
 STABILITY_OFFSET = 0.05
 STABILITY_LEAST = 0.98
 # A mask as a prompt: 20 * coverage - 10, as SAM 2 gives masks to its memory encoder.
+# The logit of a filled hole of a tracked mask.
+FILLED = 0.1
 PROMPT_SCALE = 20.0
 PROMPT_BIAS = -10.0
 
@@ -237,6 +240,20 @@ def clean_logits(
     return operations.clean_logits(
         logits, threshold, max(int(max_hole_area), 0), max(int(max_sprinkle_area), 0), threads or 0
     )
+
+
+def fill_small_holes(logits: np.ndarray, max_area: int, threads: int | None = None) -> np.ndarray:
+    """Return logits (N, h, w) with holes of at most max_area pixels at 0.1.
+
+    That is how SAM 2 fills masks that it tracks; clean_logits is for single pictures.
+
+    Raises:
+        ImageError: the logits are no such array.
+    """
+    if max_area <= 0:
+        return logits
+    filled = clean_logits(logits, max_hole_area=max_area, threads=threads)
+    return np.where(filled != logits, np.float32(FILLED), logits)
 
 
 def mask_to_logits(mask: np.ndarray, size: int) -> np.ndarray:

@@ -44,6 +44,10 @@ CAMERAS = {
 def open_video(source: Clip | Frames, cache: int = CACHE, on_error: OnError = "raise") -> Frames:
     """Return the frames of a clip, to be closed in the end, as by `with`.
 
+    A network's input is made of them as SAM 2's own code does (Frames.input): of a folder with
+    Pillow's bicubic filter, of a video file inside FFmpeg as decord has it, of anything else with
+    the antialiased bilinear filter of single photos.
+
     The first frame of what can be read in any order is read at once. Videos are turned upright as
     their rotation says; a variable frame rate gives the frames as they come and the average as fps,
     without pauses of more than ten seconds.
@@ -96,7 +100,7 @@ def open_path(path: Path, cache: int, on_error: OnError) -> Frames:
     except (OSError, ValueError) as error:
         raise VideoError(f"{path} can't be read ({error}); check the path") from None
     if stat.S_ISDIR(status.st_mode):
-        return SequenceFrames(list_pictures(path), str(path), cache, on_error)
+        return SequenceFrames(list_pictures(path), str(path), cache, on_error, filter="bicubic")
     if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{path} is neither a file nor a folder; for a camera take open_camera")
     if status.st_size == 0:

@@ -6,14 +6,19 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from vkrt.errors import VideoError
 from vkrt.media.decoder import Decoder, open_file
+from vkrt.media.frame_scaler import FrameScaler
 from vkrt.media.frames import CACHE, Damage, Frames, OnError
+from vkrt.media.image import to_input
 from vkrt.media.ledger import Picture
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 __all__ = ["FileFrames"]
 
@@ -56,6 +61,8 @@ class FileFrames(Frames):
         self._ordered = True  # the times rise, so that a frame can be told by its time
         self._next = 0  # the number of what the decoder gives next
         self._jumped = False  # since the decoder was opened
+        self._decoded: dict[int, VideoFrame] = {}  # what held frames were decoded to
+        self._scaler = FrameScaler()
         self._decoder: Decoder = open_file(file, name)
         try:
             self._fps = self._decoder.fps
@@ -119,12 +126,27 @@ class FileFrames(Frames):
                 if number == index:
                     raise Damage(DAMAGED)
             elif number == index:
-                return self._decoder.to_rgb(picture.frame)
+                return self._to_rgb(number, picture.frame)
             # Going backwards asks for these next.
             elif index - number < self._capacity and number not in self._held:
                 with suppress(Damage):  # that is told when it is asked for
-                    self._hold(number, self._decoder.to_rgb(picture.frame))
+                    self._hold(number, self._to_rgb(number, picture.frame))
         return None
+
+    def _to_rgb(self, number: int, frame: VideoFrame) -> np.ndarray:
+        """Return a decoded frame as RGB, and keep it as it is for as long as that is held."""
+        for old in self._decoded.keys() - self._held.keys():
+            del self._decoded[old]
+        self._decoded[number] = frame
+        return self._decoder.to_rgb(frame)
+
+    def _to_input(
+        self, index: int, photo: np.ndarray, side: int, threads: int | None
+    ) -> np.ndarray:
+        frame = self._decoded.get(index)
+        # One that stands in for a damaged frame was decoded under another number.
+        square = photo if frame is None else self._scaler.square(frame, side)
+        return to_input(square, side, threads=threads)
 
     def _skip_rest(self) -> None:
         """Decode to the end of the file."""
@@ -175,6 +197,7 @@ class FileFrames(Frames):
                 self._warn(f"{self.name} {short}; it may be cut off: get the whole file again")
 
     def _release(self) -> None:
+        self._decoded.clear()
         self._decoder.close()
         if self._owned:
             self._file.close()

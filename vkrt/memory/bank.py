@@ -170,6 +170,13 @@ class MemoryBank:
         """Tell whether the pointer of a frame is there."""
         return self._pointer_slots[row].find(frame) is not None
 
+    def reclassify(self, row: int, frame: int, conditioning: bool) -> None:
+        """Drop what a frame left if it is there as a frame of the other kind."""
+        for slots in (self._memory_slots[row], self._pointer_slots[row]):
+            held = slots.find(frame)
+            if held is not None and slots.conditioning[held] != conditioning:
+                slots.forget(frame)
+
     def forget(self, row: int, frame: int) -> None:
         """Drop what an object left on a frame."""
         self._memory_slots[row].forget(frame)

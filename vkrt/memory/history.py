@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,9 @@ class History:
     Beyond that the frame is forgotten that is farthest in time both from the new one and from every
     conditioning frame: where a prompt was, tracking may start again, and the other way.
 
+    The answer to a prompt is staged first: it is shown and refined, but other frames do not
+    remember it until tracking goes on.
+
     Args:
         capacity: frames that are kept besides the conditioning ones.
     """
@@ -49,16 +52,37 @@ class History:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._past: dict[int, Past] = {}
+        self._staged: dict[int, Past] = {}
 
     def __len__(self) -> int:
-        return len(self._past)
+        return len(self._past.keys() | self._staged.keys())
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._past))
+        return iter(sorted(self._past.keys() | self._staged.keys()))
 
     def get(self, frame: int) -> Past | None:
-        """Return the past of a frame, or None."""
+        """Return the past of a frame, a staged one before another, or None."""
+        return self._staged.get(frame) or self._past.get(frame)
+
+    def settled(self, frame: int) -> Past | None:
+        """Return the past of a frame as other frames remember it, or None."""
         return self._past.get(frame)
+
+    def stage(self, frame: int, past: Past) -> None:
+        """Keep the answer to a prompt until `settle`."""
+        self._staged[frame] = past
+
+    def settle(self) -> None:
+        """Let other frames remember what is staged.
+
+        A correction that is to condition nothing does not take the place of a conditioning frame,
+        as in SAM 2's own predictor.
+        """
+        staged, self._staged = self._staged, {}
+        for frame, past in staged.items():
+            before = self._past.get(frame)
+            if past.conditioning or before is None or not before.conditioning:
+                self.put(frame, past)
 
     def put(self, frame: int, past: Past) -> None:
         """Keep the past of a frame, in place of an earlier one."""
@@ -70,8 +94,16 @@ class History:
 
     def forget(self, frame: int) -> None:
         """Drop the past of a frame, if there is one."""
+        self._staged.pop(frame, None)
         self._past.pop(frame, None)
 
+    def demote(self, frame: int) -> None:
+        """Drop what is staged on a frame; a settled past stays, but conditions nothing more."""
+        self._staged.pop(frame, None)
+        past = self._past.get(frame)
+        if past is not None:
+            self.put(frame, replace(past, conditioning=False))
+
     def conditioning(self) -> list[int]:
-        """Return the conditioning frames in order."""
+        """Return the settled conditioning frames in order."""
         return sorted(f for f, p in self._past.items() if p.conditioning)

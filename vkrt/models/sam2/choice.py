@@ -15,20 +15,20 @@ STABILITY_LEAST = 0.98
 def choose_mask(logits: Tensor, iou: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
     """Return which of its four masks each object shows, and whose token speaks for it.
 
-    Where multimask is not 0, the one of masks 1 to 3 with the highest predicted IoU, and its
-    token. Elsewhere mask 0, or that same one where mask 0 is unstable (SAM 2's dynamic multimask),
-    and always token 0.
+    Where multimask is 1, the one of masks 1 to 3 with the highest predicted IoU, and its token.
+    Where it is 0, mask 0, or that same one where mask 0 is unstable (SAM 2's dynamic multimask);
+    where it is -1, mask 0 in any case; and always token 0 in both.
 
     Args:
         logits: (N, 4, h, w).
         iou: (N, 4), predicted.
-        multimask: (N,) integers.
+        multimask: (N,) integers from -1 to 1.
 
     Returns:
         (N,) and (N,) int64, 0 to 3.
     """
     best, several = iou[:, 1:].argmax(dim=1) + 1, multimask > 0
-    single = torch.where(is_stable(logits[:, 0]), 0, best)
+    single = torch.where(is_stable(logits[:, 0]) | (multimask < 0), 0, best)
     return torch.where(several, best, single), torch.where(several, best, 0)
 
 

@@ -114,16 +114,14 @@ class PromptMasks(ImageStage):
 
     def forward(
         self, image: Tensor, high_res_s0: Tensor, high_res_s1: Tensor, masks: Tensor
-    ) -> Decoded:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         raw = image - self.model.no_mem_embed
-        hard = (masks > 0).to(masks.dtype)
-        there = hard.flatten(1).amax(dim=1, keepdim=True) > 0
-        logits = self.shrink @ masks @ self.shrink.transpose(0, 1) * MASK_SCALE + MASK_BIAS
+        there = masks.flatten(1).amax(dim=1, keepdim=True) > 0
+        logits = self.shrink @ (masks * MASK_SCALE + MASK_BIAS) @ self.shrink.transpose(0, 1)
         return (
             logits,
             self.pointer(raw, (high_res_s0, high_res_s1), masks, there),
             there * MASK_SCALE + MASK_BIAS,
-            self.model.remember(raw, hard, there),
         )
 
     def pointer(
@@ -152,15 +150,16 @@ def video_stages(model: Sam2) -> dict[str, Stage]:
     whether they are present. It gives the conditioned picture (N, L, C).
 
     track_decoder takes that and prompts, padded with label -1, to decode all objects at once.
-    Where multimask is 1 an object shows the best of three masks. It gives logits (N, 1, h, h),
-    -1024 where the object is not there, predicted IoU (N, 1), object pointers (N, C) and object
-    scores (N, 1), positive where the object is there. track_refiner takes earlier logits too.
+    Where multimask is 1 an object shows the best of three masks, where it is 0 only if the single
+    one is unstable, where it is -1 never. It gives logits (N, 1, h, h), -1024 where the object is
+    not there, predicted IoU (N, 1), object pointers (N, C) and object scores (N, 1), positive
+    where the object is there. track_refiner takes earlier logits too.
 
     memory_encoder takes these logits and scores and gives memories (N, L, M); where binary is 1,
     the mask counts and not its logits, as for prompts.
 
-    mask_prompter takes masks (N, 1, S, S) of 0 and 1 for what a decoder would give, and remembers
-    them.
+    mask_prompter takes masks (N, 1, S, S) of 0 and 1 and gives what a decoder would, but for the
+    predicted IoU. (Bundles made before it left remembering to memory_encoder give memories too.)
     """
     features = embedding_ports(model.config, 1)
     high_res = features["high_res_s0"], features["high_res_s1"]
@@ -201,7 +200,7 @@ def track_stages(model: Sam2, high_res: tuple[Port, Port]) -> tuple[Stage, Stage
         Port("labels", ("objects", "points"), "int32", bounds=(-1, 3)),
     )
     masks = Port("masks", ports["logits"].shape)
-    multimask = Port("multimask", ("objects",), "int32")
+    multimask = Port("multimask", ("objects",), "int32", bounds=(-1, 1))
     given = tuple(ports[name] for name in ("logits", "iou", "pointer", "object_score"))
     return (
         Stage("track_decoder", DecodeTrack(model), (*prompted, multimask), given),
@@ -213,7 +212,7 @@ def prompter_stage(model: Sam2, features: tuple[Port, ...]) -> Stage:
     """Return the stage mask_prompter."""
     ports, size = object_ports(model.config), model.config.image_size
     masks = Port("masks", ("objects", 1, size, size), bounds=(0, 1))
-    given = tuple(ports[name] for name in ("logits", "pointer", "object_score", "memory"))
+    given = tuple(ports[name] for name in ("logits", "pointer", "object_score"))
     return Stage("mask_prompter", PromptMasks(model), (*features, masks), given)
 
 
