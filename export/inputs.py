@@ -24,7 +24,8 @@ def trial_sizes(stage: Stage) -> list[dict[str, int]]:
     up = traced_sizes(stage)
     trials = [dict.fromkeys(up, 1), up]
     if len(up) > 1:
-        trials.append(dict(zip(up, reversed(up.values()), strict=True)))
+        # The first one larger than the others, and not larger than it has to be.
+        trials.append({symbol: 1 + (size == 2) for symbol, size in up.items()})
     return trials if up else trials[:1]
 
 

@@ -15,14 +15,17 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from vkrt.errors import BackendError
+from vkrt.export import whole
 from vkrt.export.attention import TRANSLATIONS
 from vkrt.export.cut import cut_at_marks
 from vkrt.export.files import save_model
 from vkrt.export.half import store_half
 from vkrt.export.inputs import random_inputs, traced_sizes
 from vkrt.export.marks import expand_marks
+from vkrt.export.optimize import optimize
 from vkrt.export.shared import save_sharing
 from vkrt.export.simplify import simplify
 from vkrt.stage import Stage
@@ -70,11 +73,16 @@ def stage_to_onnx(
         BackendError: torch can't export it; a bug of the model or of the exporter.
     """
     model = translate(replace(stage, module=folded(stage.module)))
-    simplify(model)
-    strip_notes(model)
+    tidy(model)
     if precision == "fp16":
         store_half(model)
     return write_model(model, stage, path, may_cut, draft)
+
+
+def tidy(model: ir.Model) -> None:
+    """Rewrite an optimized model as runtimes compute it fastest, without notes."""
+    simplify(model)
+    strip_notes(model)
 
 
 def write_model(
@@ -108,39 +116,69 @@ def folded(module: nn.Module) -> nn.Module:
 
 
 def translate(stage: Stage) -> ir.Model:
-    """Return the ONNX model that torch makes of a stage."""
-    sizes = traced_sizes(stage)
-    arrays = random_inputs(stage, sizes, np.random.default_rng(0))
-    with quiet():
-        try:
-            program = torch.export.export(
-                stage.module.eval(),
-                tuple(map(torch.from_numpy, arrays)),
-                dynamic_shapes=varying(stage),
-                strict=False,
-            )
-            translated = torch.onnx.export(
-                program,
-                dynamo=True,
-                custom_translation_table=TRANSLATIONS,
-                opset_version=OPSET,
-                input_names=[port.name for port in stage.inputs],
-                output_names=[port.name for port in stage.outputs],
-                verbose=False,
-                optimize=False,
-            )
-            assert translated is not None
-            weights = [*translated.model.graph.initializers.values()]
-            translated.optimize()
-        except Exception as error:
-            # Dozens of kinds, from the tracer, the shape solver and the translation.
-            reason = " ".join(str(error).split())
-            raise BackendError(f"torch can't export {stage.name}: {reason:.300}") from error
-    model = translated.model.clone()
+    """Return the ONNX model that torch makes of a stage, optimized."""
+    with quiet(), told(stage):
+        return optimized(trace(stage))
+
+
+def trace(stage: Stage) -> ir.Model:
+    """Return the ONNX model that torch makes of a stage as it is."""
+    arrays = random_inputs(stage, traced_sizes(stage), np.random.default_rng(0))
+    program = torch.export.export(
+        stage.module.eval(),
+        tuple(map(torch.from_numpy, arrays)),
+        dynamic_shapes=varying(stage),
+        strict=False,
+    )
+    return whole_or_apart(program, stage)
+
+
+def optimized(model: ir.Model) -> ir.Model:
+    """Return a model that computes the same in fewer nodes; the one that is given is used up."""
+    weights = [*model.graph.initializers.values()]
+    optimize(model)
+    made = model.clone()
     # What optimizes remembers nodes for good, and with them all weights that these lead to.
-    for value in (*weights, *translated.model.graph.initializers.values()):
+    for value in (*weights, *model.graph.initializers.values()):
         value.const_value = None
-    return model
+    return made
+
+
+@contextmanager
+def told(stage: Stage) -> Iterator[None]:
+    """Tell in one line what torch says where it can't export a stage."""
+    try:
+        yield
+    except Exception as error:
+        # Dozens of kinds, from the tracer, the shape solver and the translation.
+        reason = " ".join(str(error).split())
+        raise BackendError(f"torch can't export {stage.name}: {reason:.300}") from error
+
+
+def whole_or_apart(program: ExportedProgram, stage: Stage) -> ir.Model:
+    """Return the ONNX model of a program, its operators taken apart only where they have to be."""
+    if whole.keep_whole(program):
+        try:
+            return to_model(program, stage)
+        except torch.onnx.OnnxExporterError:
+            whole.take_apart(program)
+    return to_model(program, stage)
+
+
+def to_model(program: ExportedProgram, stage: Stage) -> ir.Model:
+    """Return the ONNX model of a traced program."""
+    translated = torch.onnx.export(
+        program,
+        dynamo=True,
+        custom_translation_table={**whole.TRANSLATIONS, **TRANSLATIONS},
+        opset_version=OPSET,
+        input_names=[port.name for port in stage.inputs],
+        output_names=[port.name for port in stage.outputs],
+        verbose=False,
+        optimize=False,
+    )
+    assert translated is not None
+    return translated.model
 
 
 def varying(stage: Stage) -> tuple[dict[int, Any], ...]:

@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from vkrt.bundle import building
-from vkrt.export.check import Expectation, Figure, compare, expect, refuse_failures, worse_of
+from vkrt.export.check import Figure, hold, refuse_failures, worse_of
+from vkrt.export.expectation import Expectation, expect
 from vkrt.export.int8.recipe import Int8
 from vkrt.export.int8.stages import quantize_stages, wants_draft
 from vkrt.export.progress import Progress, Report, ignore
@@ -101,8 +102,8 @@ def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:
     Raises:
         BackendError: an output is off by too much.
     """
-    figures = compare(expected, made)
+    figures = hold(expected, made)
     if isinstance(made, CutFile):
-        figures = list(map(worse_of, figures, compare(expected, made.path)))
+        figures = list(map(worse_of, figures, hold(expected, made.path)))
     refuse_failures(figures)
     return figures

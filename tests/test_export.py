@@ -105,7 +105,7 @@ def test_figures_of_a_good_export(exported: tuple[Stage, Path]) -> None:
     figures = check_stage(*exported)
     assert [(f.stage, f.output) for f in figures] == [("mixer", "mixed"), ("mixer", "total")]
     for figure in figures:
-        assert figure.sizes == ["n=1 p=1", "n=2 p=3", "n=3 p=2"]
+        assert figure.sizes == ["n=1 p=1", "n=2 p=3", "n=2 p=1"]
         assert figure.passed and 0 <= figure.max_relative <= figure.allowed < 1e-4
     refuse_failures(figures)
 

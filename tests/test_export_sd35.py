@@ -27,7 +27,7 @@ from vkrt.engines.request import read_request
 from vkrt.engines.sd35 import Generator
 from vkrt.errors import BackendError, CheckpointError, GenerationError, VkrtError
 from vkrt.export import write
-from vkrt.export.check import Expectation
+from vkrt.export.expectation import Expectation
 from vkrt.export.sd35_tokenizers import find_tokenizers
 from vkrt.exporting import export_model
 from vkrt.loading_sd35 import bundled_generator
@@ -388,12 +388,13 @@ def test_stages_are_let_go_before_the_next_one(
         held.extend(map(weakref.ref, (module, module.layer.weight)))
         return Stage(name, module, (Port("x", ("n", 3)),), (Port("y", ("n", 500)),))
 
-    def compare(expected: Expectation, path: Path) -> list[Any]:
+    def hold(expected: Expectation, path: Path) -> list[Any]:
         assert [held[-2](), held[-1](), expected.stage.module] == [None] * 3
+        assert expected.again(1) is None
         return found(expected, path)
 
-    found = write.compare
-    monkeypatch.setattr(write, "compare", compare)
+    found = write.hold
+    monkeypatch.setattr(write, "hold", hold)
     extra = tmp_path / "words.txt"
     extra.write_text("a cat")
     header = replace(HEADER, family=SD35, settings={"a": [1]})
