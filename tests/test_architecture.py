@@ -135,7 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fitness": {"backends", "bundle", "errors", "export"},
     "loading_sam2": BELOW_LOADING | {"bundle", "export", "fitness", "manifest", "meant"},
     "loading_sd35": BELOW_LOADING | {"bundle", "fitness", "manifest", "meant"},
-    "load_arguments": {"arguments", "errors"},
+    "load_arguments": {"arguments", "errors", "models.sam2.config"},
     "loading": {*PLAIN, "engines", "load_arguments", "loading_sam2", "loading_sd35", "meant"},
     "exporting": {*PLAIN, "backends", "bundle", "export", "load_arguments", "meant"},
     "": {*PLAIN, "loading", "engines"},

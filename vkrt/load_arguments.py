@@ -9,11 +9,10 @@ from typing import Any
 
 from vkrt.arguments import path, shown, text, whole
 from vkrt.errors import BackendError, CheckpointError, UnknownModelError
+from vkrt.models.sam2.config import MAX_IMAGE_SIZE
 
 __all__ = ["check_sources", "refuse_others"]
 
-# Side of a model's input in pixels; beyond the largest one attention takes hundreds of gigabytes.
-SMALLEST_SIDE, LARGEST_SIDE = 32, 8192
 # Components of Stable Diffusion 3.5 that a file of its own may bring.
 ENCODERS = ("clip_l", "clip_g", "t5", "vae")
 # Characters of a model's name or path.
@@ -41,7 +40,7 @@ def check_sources(
         if value is not None:
             path(name, value, kind=CheckpointError)
     if image_size is not None:
-        whole("image_size", image_size, SMALLEST_SIDE, LARGEST_SIDE, kind=UnknownModelError)
+        whole("image_size", image_size, 32, MAX_IMAGE_SIZE, kind=UnknownModelError)
     check_precision(precision)
     if encoders is not None:
         check_paths("encoders", encoders, ENCODERS)

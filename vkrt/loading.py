@@ -56,7 +56,7 @@ def load(
             integers as far as masks allow, and attention in bf16 where the CPU is faster so; its
             export takes minutes, and is kept in the cache.
         threads: CPU threads, up to 1024; None leaves the machine's default.
-        image_size: of a Segmenter: side of the model's square input, a multiple of 32 up to 8192;
+        image_size: of a Segmenter: side of the model's square input, a multiple of 32 up to 4096;
             None is the model's own.
         embedding_cache_bytes: of a Segmenter: bound of its embedding cache, up to 2**50; 0 turns
             it off.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["HieraConfig", "MemoryConfig", "Sam2Config"]
+__all__ = ["MAX_IMAGE_SIZE", "HieraConfig", "MemoryConfig", "Sam2Config"]
 
 
 # Four times the side that SAM 2 was trained at; what a photo takes grows with its square and more.
