@@ -240,3 +240,16 @@ def test_what_is_missing_is_named(
     with pytest.raises(vkrt.BackendError, match=words) as caught:
         vkrt.load("sam2.1-pico", **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_component_is_left_out_by_wish(sd35_folder: Path) -> None:
+    folder = sd35_folder / "pipeline"
+    small = {"width": 64, "height": 64, "steps": 1, "seed": 1, "guidance": 1.0}
+    pictures = []
+    for encoders in (None, {"t5": None}, {"text_encoder_3": None}):
+        with vkrt.load(folder, encoders=encoders) as generator:
+            pictures.append(np.asarray(generator.generate("a cat", **small)[0]))
+    assert np.array_equal(pictures[1], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+    with pytest.raises(vkrt.CheckpointError, match="encoders' t5 can't be the path ''"):
+        vkrt.load(folder, encoders={"t5": ""})

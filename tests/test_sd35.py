@@ -395,6 +395,10 @@ def refused(generator: Generator, error: type[VkrtError], match: str, **settings
         ({"t5_length": 0}, "t5_length must be a whole number from 1 to 512"),
         ({"skip_layers": [4]}, "skip_layers must be of 0 to 3"),
         ({"mask": drawing()}, "give image="),
+        ({"negative_prompt": ""}, "no argument 'negative_prompt'; give negative$"),
+        ({"num_inference_steps": 9}, "; give steps$"),
+        ({"stpes": 9}, "no argument 'stpes'; give steps$"),
+        ({"xyz": 9}, "no argument 'xyz'; it has prompt, negative, .*, cancelled$"),
     ],
 )
 def test_a_number_that_is_not_possible(settings: dict[str, object], match: str) -> None:

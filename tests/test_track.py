@@ -342,3 +342,8 @@ def test_a_bundle_that_always_chooses_says_so() -> None:
             act()
         assert "\n" not in str(caught.value)
     assert Tracker(runtime.stages, *parts[1:], plain).options == plain
+
+
+def test_a_misspelt_setting_is_named(eager: Segmenter, frames: np.ndarray) -> None:
+    with pytest.raises(PromptError, match="track has no argument 'histroy'; give history$"):
+        eager.track(frames, histroy=3)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ __all__ = [
     "is_whole",
     "number",
     "path",
+    "refuse_unknown",
     "shown",
     "text",
     "whole",
@@ -42,6 +44,36 @@ MAX_TEXT = 100_000
 SHOWN = 60
 
 Kind = type[VkrtError]
+
+
+def refuse_unknown(
+    call: str,
+    given: Iterable[str],
+    known: Iterable[str],
+    kind: Kind,
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse names of arguments that a call does not have, with the one that may be meant.
+
+    Args:
+        call: what errors call the call.
+        given: the names.
+        known: those that there are.
+        kind: of the error.
+        others: what the names of another package are called here.
+
+    Raises:
+        VkrtError: of that kind, naming the first of them.
+    """
+    every = list(known)
+    for name in given:
+        if name in every:
+            continue
+        meant = (others or {}).get(name) or next(iter(get_close_matches(name, every, n=1)), None)
+        hint = f"; give {meant}" if meant else f"; it has {', '.join(every)}"
+        raise kind(f"{call} has no argument {shown(name)}{hint}")
+
+
 Thing = TypeVar("Thing")
 
 

@@ -13,8 +13,8 @@ from vkrt.models.sam2.config import MAX_IMAGE_SIZE
 
 __all__ = ["check_sources", "refuse_others"]
 
-# Components of Stable Diffusion 3.5 that a file of its own may bring.
-ENCODERS = ("clip_l", "clip_g", "t5", "vae")
+# Components of Stable Diffusion 3.5 that a file of its own may bring, also as diffusers calls them.
+ENCODERS = ("clip_l", "clip_g", "t5", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 # Characters of a model's name or path.
 LONGEST_NAME = 4096
 
@@ -81,7 +81,9 @@ def check_paths(name: str, given: Any, known: tuple[str, ...] | None) -> None:
         if not isinstance(part, str) or (known and part not in known):
             names = f" of {', '.join(known)}" if known else ""
             raise CheckpointError(f"{name} must be{names}, not {shown(part)}")
-        path(f"{name}' {part}", value, kind=CheckpointError)
+        # None leaves a component out that the checkpoint has.
+        if value is not None or name != "encoders":
+            path(f"{name}' {part}", value, kind=CheckpointError)
 
 
 def refuse_others(makes: str, family: str, **given: Any) -> None:

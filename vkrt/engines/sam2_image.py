@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property, partial
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 
-from vkrt.arguments import flag, instance, whole
+from vkrt.arguments import flag, instance, refuse_unknown, whole
 from vkrt.arguments import path as file_path
 from vkrt.backends.base import Backend
 from vkrt.engines.embedding import (
@@ -288,6 +289,9 @@ class Segmenter:
         from vkrt.media.video import open_video
 
         finish = finish_of(fill_holes, non_overlapping, self.threads)
+        refuse_unknown(
+            "track", settings, (each.name for each in fields(TrackSettings)), PromptError
+        )
         options = TrackerOptions(dynamic_multimask, binarize_prompts, fill_holes, self.threads)
         encode, tracker = self._begin_tracking(conditioning, options)
         chosen = TrackSettings(**settings)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vkrt.arguments import flag, instance, number, text
+from vkrt.arguments import flag, instance, number, refuse_unknown, text
 from vkrt.arguments import path as file_path
 from vkrt.backends.base import Backend
 from vkrt.engines.adapters import Adapters
@@ -38,6 +39,21 @@ from vkrt.stage import Stage
 __all__ = ["Generator"]
 
 PROMPT_CACHE_BYTES = 128 * 1024**2
+# What the arguments of diffusers' pipelines are called here.
+OF_DIFFUSERS = {
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "generator": "seed",
+    "num_images_per_prompt": "count",
+    "mask_image": "mask",
+    "control_image": "control",
+    "controlnet_conditioning_scale": "control_scale",
+    "max_sequence_length": "t5_length",
+    "skip_guidance_layers": "skip_layers",
+    "skip_layer_guidance_scale": "skip_scale",
+    "callback_on_step_end": "on_step",
+}
 
 
 class Generator:
@@ -106,6 +122,7 @@ class Generator:
         on_step: Callable[[StepInfo], object] | None = None,
         preview: bool = False,
         cancelled: Callable[[], bool] | None = None,
+        **unknown: Any,
     ) -> list[Image.Image]:
         """Return pictures of a prompt; `info["parameters"]` of each makes it again.
 
@@ -139,6 +156,9 @@ class Generator:
             GenerationCancelled: on_step or cancelled ended it.
             CheckpointError: weights that this needs were not given.
         """
+        if unknown:
+            *known, _ = signature(self.generate).parameters
+            refuse_unknown("generate", unknown, known, GenerationError, OF_DIFFUSERS)
         watch = read_watch(on_step, preview, cancelled)
         inputs = read_inputs(self.config, width, height, image, mask, control)
         request = read_request(
