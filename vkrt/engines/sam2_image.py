@@ -298,15 +298,8 @@ class Segmenter:
         frames = open_video(clip)
         return Track(encode, tracker, frames, self.config, finish, chosen)
 
-    def encode_frame(self, pixels: np.ndarray) -> dict[str, Any]:
-        """Return the image encoder's device arrays by port name, and keep none.
-
-        Args:
-            pixels: the model's input (3, S, S) float32, as vkrt.media.image.to_input makes it.
-        """
-        return self._encode_frame(self.runtimes.now, pixels)
-
     def _encode_frame(self, runtime: Runtime, pixels: np.ndarray) -> dict[str, Any]:
+        """Return the image encoder's device arrays of a model's input (3, S, S), by port name."""
         self.runtimes.begin()
         names = (port.name for port in runtime.feature_ports)
         return dict(zip(names, runtime.encode(pixels[None]), strict=True))
