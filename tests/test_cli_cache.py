@@ -115,6 +115,12 @@ def test_the_environment_speaks_for_commands(
     assert bool(answer.err) == bool(words) and bool(exports) == (backend == "onnx")
 
 
+def test_a_packaged_bundle_needs_no_advice(call: Callable[..., Answer]) -> None:
+    answer = call("segment", "photo.png", "--point", "70,40", "--json")
+    assert (answer.json["model"], answer.json["backend"]) == ("sam2.1-nano", "onnx")
+    assert answer.err == ""
+
+
 def test_a_command_tells_once_why_there_is_no_bundle(
     segment: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, call: Callable[..., Answer]
 ) -> None:

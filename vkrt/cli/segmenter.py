@@ -63,7 +63,8 @@ def open_segmenter(
             report=report,
             **settings,
         )
-    if way == "never":
+    # What ships with vkrt, or is in the cache, runs as a bundle already.
+    if way == "never" and segmenter.backend == "eager":
         advise(meant, **settings)
     return segmenter
 
