@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,17 @@ def is_one_line(text: str) -> bool:
 # Signals.
 
 
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """Have every signal as a shell gives it, even where this runs under nohup."""
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", STOPS)
+@pytest.mark.usefixtures("untouched")
 def test_a_signal_becomes_an_exception(number: signal.Signals) -> None:
     with pytest.raises(Stopped) as stopped, stop_by_exception():
         os.kill(os.getpid(), number)
@@ -72,6 +82,7 @@ def test_what_is_ignored_or_handled_stays_so() -> None:
         signal.signal(signal.SIGHUP, earlier)
 
 
+@pytest.mark.usefixtures("untouched")
 def test_other_threads_handle_no_signals() -> None:
     seen: list[object] = []
 
@@ -85,6 +96,7 @@ def test_other_threads_handle_no_signals() -> None:
     assert seen == [signal.SIG_DFL]
 
 
+@pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_track_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
     frames = tmp_path / "clip"
@@ -205,6 +217,7 @@ def test_a_huge_input_size(tmp_path: Path, call: Callable[..., Answer]) -> None:
         assert answer.code == 2 and is_one_line(answer.err) and "4096" in answer.err
 
 
+@pytest.mark.usefixtures("untouched")
 def test_main_returns_the_code_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

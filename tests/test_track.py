@@ -345,5 +345,5 @@ def test_a_bundle_that_always_chooses_says_so() -> None:
 
 
 def test_a_misspelt_setting_is_named(eager: Segmenter, frames: np.ndarray) -> None:
-    with pytest.raises(PromptError, match="track has no argument 'histroy'; give history$"):
+    with pytest.raises(PromptError, match=r"track has no argument 'histroy'; give history$"):
         eager.track(frames, histroy=3)
