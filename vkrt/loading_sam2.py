@@ -134,6 +134,9 @@ def advice(meant: Meant, image_size: int | None, options: Options) -> tuple[Path
     settled = meant.has_bundle or asked_export(options) == "never" or exports_forbidden()
     if settled or not backends.may_use_bundle(options) or not backends.can_export():
         return None
+    name = meant.name if meant.source is None else None
+    if name is not None and packaged_bundle(name, image_size, options) is not None:
+        return None
     wanted = Exportable.of(meant.name, meant.source, image_size, options)
     refusal = wanted.refusal()
     if refusal is not None:

@@ -63,8 +63,7 @@ def open_segmenter(
             report=report,
             **settings,
         )
-    # What ships with vkrt, or is in the cache, runs as a bundle already.
-    if way == "never" and segmenter.backend == "eager":
+    if way == "never":
         advise(meant, **settings)
     return segmenter
 
