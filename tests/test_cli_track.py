@@ -119,7 +119,7 @@ def test_masks_are_those_of_the_engine(
 ) -> None:
     answer = track("clip", *PROMPTS, "--out", "masks/", "--out", "t.json", "--json")
     assert answer.code == 0 and answer.err == ""
-    with sam.track(clip) as wanted:
+    with sam.track("clip") as wanted:
         wanted.prompt(0, 1, [[20, 24]], [1])
         wanted.prompt(2, 7, box=[5, 5, 40, 40])
         tracked = by_frame(wanted.propagate())
@@ -191,7 +191,7 @@ def test_frames_come_in_order_whatever_the_way(
     assert list(found) == wanted
     with video.open_video("o.gif") as overlay:
         assert overlay.length() == len(wanted)
-    with sam.track(clip) as plain:
+    with sam.track("clip") as plain:
         plain.prompt(3, 1, [[28, 24]], [1])
         start = 4 if "--start" in arguments else 3
         tracked = {} if "--reverse" in arguments else by_frame(plain.propagate(start))
@@ -205,7 +205,7 @@ def test_points_on_a_later_frame_correct(
 ) -> None:
     given = ("--point", "20,24", "--negative", "40,40@3", "--point", "29,24@3")
     assert track("clip", *given, "--out", "t.json").code == 0
-    with sam.track(clip) as plain:
+    with sam.track("clip") as plain:
         plain.prompt(0, 1, [[20, 24]], [1])
         tracked = by_frame(plain.propagate(frames=4))
         plain.prompt(3, 1, [[29, 24], [40, 40]], [1, 0])

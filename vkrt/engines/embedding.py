@@ -102,6 +102,8 @@ def read_embedding(
                 )
             check_dtypes(path, {name: file.get_slice(name).get_dtype() for name in shapes})
             arrays = {name: file.get_tensor(name) for name in shapes}
+    except CheckpointError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is not a readable embedding file: {shown(error)}; encode the photo again"
