@@ -2,12 +2,15 @@
 PYTHON ?= python3
 OUT ?= out/demo
 TRAIN_OUT ?= out/train
+# Processes that run tests, each with one thread and at most 3 GiB.
+WORKERS ?= 2
 FUZZ_INPUTS ?= 1000000
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 TYPES := build/types
 DEMO_MODEL := sam2.1-nano
+IN_PARALLEL = -n $(WORKERS) --dist worksteal
 
 # Both names, so that what builds the package is pinned as well: pip 25.3 split them.
 export PIP_CONSTRAINT := constraints.txt
@@ -27,10 +30,10 @@ demo: $(VENV)/.demo  ## Segment photos and track a clip with the demo model, wit
 	$(BIN)/python -m vkrt.demo --out $(OUT)
 
 test: lint  ## Lint, check types and run the quick tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(IN_PARALLEL)
 
 test-all: lint  ## Lint, check types and run every test
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 fuzz: $(VENV)/.installed  ## Give every parser a million damaged inputs (FUZZ_INPUTS), some hours
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/pytest tests/fuzz

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Before anything imports torch: the same number of threads, and so the same sums, everywhere.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before anything imports torch: processes that share the machine have one thread each.
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", "1" if IN_PARALLEL else "2")
 # Most tests are of PyTorch's modules, also of the model whose bundle ships with vkrt.
 os.environ["VKRT_BACKEND"] = "eager"
 # Those of "auto" take that away; on a slow machine they may live for more than a minute.
