@@ -10,7 +10,7 @@ import numpy as np
 
 from vkrt.backends.onnx import OnnxBackend
 from vkrt.errors import BackendError
-from vkrt.export.expectation import SEEDS, Expectation, difference, expect
+from vkrt.export.expectation import SEEDS, Expectation, expect
 from vkrt.options import Options
 from vkrt.stage import Stage
 from vkrt.steps import CutFile
@@ -115,7 +115,7 @@ def compare(expected: Expectation, path: Path | CutFile) -> list[Figure]:
             sizes = text(trial.sizes)
             raise BackendError(f"{stage.name} fails at {sizes}: {reason:.300}") from error
         for index, figure in enumerate(figures):
-            note(figure, trial.sizes, difference(found[index], trial.wanted[index]))
+            note(figure, trial.sizes, trial.off(index, found[index]))
     backend.close()
     for figure, spread in zip(figures, expected.spreads, strict=True):
         figure.max_relative = figure.max_abs / spread
@@ -144,9 +144,10 @@ def worse(one: float, other: float) -> float:
 
 
 def worse_of(one: Figure, other: Figure) -> Figure:
-    """Return what two forms of a stage, tried alike, are off by at most in the same output."""
+    """Return what two forms of a stage are off by at most in the same output."""
     return replace(
         one,
+        sizes=list(dict.fromkeys([*one.sizes, *other.sizes])),
         max_abs=worse(one.max_abs, other.max_abs),
         max_relative=worse(one.max_relative, other.max_relative),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from vkrt.export.inputs import random_inputs, trial_sizes
 from vkrt.export.twin import InFloat64, WithHalfWeights
-from vkrt.stage import Stage
+from vkrt.stage import Stage, shape_of
 
 __all__ = ["SEEDS", "Expectation", "Trial", "difference", "expect", "spread_of"]
 
@@ -29,11 +30,26 @@ SEEDS = (20, 21, 22)
 
 @dataclass(frozen=True)
 class Trial:
-    """Hold the inputs of a stage at some sizes, and what PyTorch makes of them, in fp64 or fp32."""
+    """Hold the inputs of a stage at some sizes, and what PyTorch makes of them, in fp64 or fp32.
+
+    Attributes:
+        sizes: of the symbols.
+        arrays: the inputs.
+        wanted: the outputs, or one item of each.
+        first: which item of the outputs is the first of `wanted`.
+    """
 
     sizes: Mapping[str, int]
     arrays: Sequence[np.ndarray]
     wanted: Sequence[np.ndarray]
+    first: int = 0
+
+    def off(self, index: int, found: np.ndarray) -> float:
+        """Return how far an output is from what is wanted of it."""
+        wanted = self.wanted[index]
+        if wanted.shape != found.shape:
+            found = found[self.first : self.first + len(wanted)]
+        return difference(found, wanted)
 
 
 @dataclass(frozen=True)
@@ -56,10 +72,26 @@ class Expectation:
     precision: str
     again: Callable[[int], Expectation | None] = lambda seed: None
 
+    def parted(self) -> tuple[Expectation, Expectation]:
+        """Return the same with the smallest trial alone, and with the others if there are any."""
+        rest = slice(1, None) if len(self.trials) > 1 else slice(1)
+        return self.only(slice(1)), self.only(rest)
+
+    def only(self, some: slice) -> Expectation:
+        """Return the same with some of the trials."""
+
+        def again(seed: int) -> Expectation | None:
+            other = self.again(seed)
+            return None if other is None else other.only(some)
+
+        return replace(self, trials=self.trials[some], again=again)
+
 
 def expect(stage: Stage, precision: str = "fp32", seed: int = SEEDS[0]) -> Expectation:
     """Return what PyTorch makes of random inputs, as check_stage compares it."""
-    trials = eager_trials(stage, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    new, alike = parted_sizes(stage)
+    trials = [eager_trial(stage, sizes, generator) for sizes in new]
     outputs = list(zip(*(trial.wanted for trial in trials), strict=True))
     spreads = [spread_of(arrays) for arrays in outputs]
     exact = len(trials) if any(map(hangs_on_few, outputs)) else 1
@@ -76,9 +108,11 @@ def expect(stage: Stage, precision: str = "fp32", seed: int = SEEDS[0]) -> Expec
         max(error, ROUNDING * size_of(arrays)) if is_few(arrays) else error
         for error, arrays in zip(errors, outputs, strict=True)
     ]
+    trials = [*found, *trials[exact:]]
+    trials += [with_more(stage, trials[0], sizes, generator) for sizes in alike]
     return Expectation(
         replace(stage, module=None),
-        [*found, *trials[exact:]],
+        trials,
         spreads,
         errors,
         precision,
@@ -97,44 +131,70 @@ def repeat(stage: Stage, precision: str) -> Callable[[int], Expectation | None]:
     return again
 
 
-def eager_trials(stage: Stage, generator: np.random.Generator) -> list[Trial]:
-    """Return what eager PyTorch gives at all sizes.
+def parted_sizes(stage: Stage) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Return the sizes to compute anew, and those at which items are like that of the first trial.
 
-    Where all ports are of one symbol of items, the second trial has the first one's item again, as
-    far as PyTorch is concerned without computing it again.
+    Where an item has few values, those of several items have to be known.
     """
-    trials: list[Trial] = []
-    for sizes in trial_sizes(stage):
-        if trials and is_of_items(stage):
-            trials.append(with_more(stage, trials[0], sizes, generator))
-            continue
-        arrays = random_inputs(stage, sizes, generator)
-        trials.append(Trial(sizes, arrays, run(stage.module, arrays)))
-    return trials
+    sizes = trial_sizes(stage)
+    item = item_symbol(stage)
+    alike = [more for more in sizes[1:] if item and set(without(more, item).values()) <= {1}]
+    if len(alike) == len(sizes) - 1 and not has_many(stage):
+        alike = []
+    return [one for one in sizes if one not in alike], alike
 
 
-def is_of_items(stage: Stage) -> bool:
-    """Tell whether all ports have the one symbol as their first axis and none elsewhere."""
+def item_symbol(stage: Stage) -> str | None:
+    """Return the symbol of items that are computed each for itself; None where there is none.
+
+    It is the first axis of all outputs and of some inputs, and no other axis.
+    """
+    symbol = stage.outputs[0].shape[0] if stage.outputs[0].shape else None
     ports = (*stage.inputs, *stage.outputs)
-    return len(stage.symbols) == 1 and all(
-        [isinstance(size, str) for size in port.shape] == [True] + [False] * (len(port.shape) - 1)
-        for port in ports
-    )
+    if not isinstance(symbol, str) or any(symbol in port.shape[1:] for port in ports):
+        return None
+    return symbol if all(port.shape[:1] == (symbol,) for port in stage.outputs) else None
+
+
+def without(sizes: Mapping[str, int], symbol: str) -> dict[str, int]:
+    """Return sizes but that of one symbol."""
+    return {name: size for name, size in sizes.items() if name != symbol}
+
+
+def has_many(stage: Stage) -> bool:
+    """Tell whether one item has many values in every output."""
+    smallest = dict.fromkeys(stage.symbols, 1)
+    return all(prod(shape_of(port, smallest)) >= FEW for port in stage.outputs)
+
+
+def eager_trial(stage: Stage, sizes: Mapping[str, int], generator: np.random.Generator) -> Trial:
+    """Return what eager PyTorch gives at some sizes: of items with many values, the last one."""
+    arrays = random_inputs(stage, sizes, generator)
+    item = item_symbol(stage)
+    if item is None or not has_many(stage):
+        return Trial(sizes, arrays, run(stage.module, arrays))
+    last = [
+        array[-1:] if port.shape[:1] == (item,) else array
+        for port, array in zip(stage.inputs, arrays, strict=True)
+    ]
+    return Trial(sizes, arrays, run(stage.module, last), first=sizes[item] - 1)
 
 
 def with_more(
-    stage: Stage, first: Trial, sizes: Mapping[str, int], generator: np.random.Generator
+    stage: Stage, known: Trial, sizes: Mapping[str, int], generator: np.random.Generator
 ) -> Trial:
-    """Return a trial whose first item is that of another trial of one."""
-    rest = {symbol: size - 1 for symbol, size in sizes.items()}
-    arrays = random_inputs(stage, rest, generator)
-    made = run(stage.module, arrays)
-    return Trial(sizes, joined(first.arrays, arrays), joined(first.wanted, made))
+    """Return a trial with another trial's one item: as the last, or the first where it can be told.
 
-
-def joined(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return arrays joined along their first axes."""
-    return [np.concatenate(pair) for pair in zip(ones, others, strict=True)]
+    Nobody knows what becomes of the others, except that it must not change this one.
+    """
+    item = item_symbol(stage)
+    assert item is not None
+    rest = random_inputs(stage, {**sizes, item: sizes[item] - 1}, generator)
+    arrays, last = [], len(stage.symbols) == 1
+    for port, one, others in zip(stage.inputs, known.arrays, rest, strict=True):
+        pair = [others, one] if last else [one, others]
+        arrays.append(np.concatenate(pair) if port.shape[:1] == (item,) else one)
+    return Trial(sizes, arrays, known.wanted, first=sizes[item] - 1 if last else 0)
 
 
 def more_bits(module: nn.Module, trial: Trial) -> Trial:

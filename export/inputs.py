@@ -21,12 +21,13 @@ def traced_sizes(stage: Stage) -> dict[str, int]:
 
 def trial_sizes(stage: Stage) -> list[dict[str, int]]:
     """Return the sizes at which a stage is tried, the smallest first: 1 and more."""
-    up = traced_sizes(stage)
-    trials = [dict.fromkeys(up, 1), up]
-    if len(up) > 1:
-        # The first one larger than the others, and not larger than it has to be.
-        trials.append({symbol: 1 + (size == 2) for symbol, size in up.items()})
-    return trials if up else trials[:1]
+    first, *others = stage.symbols or (None,)
+    ones = dict.fromkeys(stage.symbols, 1)
+    if first is None:
+        return [ones]
+    up = {first: 2, **{symbol: size for size, symbol in enumerate(others, start=2)}}
+    # The first and the second are alike there; where the first alone is larger they are not.
+    return [ones, up, {**ones, first: 2}] if others else [ones, up]
 
 
 def random_inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vkrt.errors import BackendError
@@ -26,6 +27,7 @@ from vkrt.export.half import store_half
 from vkrt.export.inputs import random_inputs, traced_sizes
 from vkrt.export.marks import expand_marks
 from vkrt.export.optimize import optimize
+from vkrt.export.registry import kept_registry
 from vkrt.export.shared import save_sharing
 from vkrt.export.simplify import simplify
 from vkrt.stage import Stage
@@ -106,18 +108,27 @@ def write_model(
 
 def folded(module: nn.Module) -> nn.Module:
     """Return a module that computes the same, its constants folded into copies of its weights."""
-    if not any(isinstance(part, Foldable) for part in module.modules()):
+    parts = [part for part in module.modules() if isinstance(part, Foldable)]
+    if not parts:
         return module
-    twin = deepcopy(module)
+    changed = {id(tensor) for part in parts for tensor in tensors_of(part)}
+    # All others are shared.
+    kept = {id(tensor): tensor for tensor in tensors_of(module) if id(tensor) not in changed}
+    twin = deepcopy(module, kept)
     for part in twin.modules():
         if isinstance(part, Foldable):
             part.fold_constants()
     return twin
 
 
+def tensors_of(module: Any) -> list[Tensor]:
+    """Return the weights and the buffers of a module."""
+    return [*module.parameters(), *module.buffers()]
+
+
 def translate(stage: Stage) -> ir.Model:
     """Return the ONNX model that torch makes of a stage, optimized."""
-    with quiet(), told(stage):
+    with quiet(), told(stage), uncollected():
         return optimized(trace(stage))
 
 
@@ -145,6 +156,18 @@ def optimized(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage meanwhile: a trace makes millions of objects, most of which stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def told(stage: Stage) -> Iterator[None]:
     """Tell in one line what torch says where it can't export a stage."""
     try:
@@ -167,16 +190,17 @@ def whole_or_apart(program: ExportedProgram, stage: Stage) -> ir.Model:
 
 def to_model(program: ExportedProgram, stage: Stage) -> ir.Model:
     """Return the ONNX model of a traced program."""
-    translated = torch.onnx.export(
-        program,
-        dynamo=True,
-        custom_translation_table={**whole.TRANSLATIONS, **TRANSLATIONS},
-        opset_version=OPSET,
-        input_names=[port.name for port in stage.inputs],
-        output_names=[port.name for port in stage.outputs],
-        verbose=False,
-        optimize=False,
-    )
+    with kept_registry():
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            custom_translation_table={**whole.TRANSLATIONS, **TRANSLATIONS},
+            opset_version=OPSET,
+            input_names=[port.name for port in stage.inputs],
+            output_names=[port.name for port in stage.outputs],
+            verbose=False,
+            optimize=False,
+        )
     assert translated is not None
     return translated.model
 

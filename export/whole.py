@@ -44,11 +44,17 @@ def logical_and(one: Any, other: Any) -> Any:
     return op.And(one, other)
 
 
+def logical_or(one: Any, other: Any) -> Any:
+    """Translate one | other of booleans."""
+    return op.Or(one, other)
+
+
 # What torch itself translates only once it is taken apart.
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.to.dtype: to_dtype,
     torch.ops.aten.to.device: to_device,
     torch.ops.aten.__and__.Tensor: logical_and,
+    torch.ops.aten.__or__.Tensor: logical_or,
 }
 
 

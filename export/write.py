@@ -97,13 +97,18 @@ def write_bundle(
 
 
 def hold_against(expected: Expectation, made: Path | CutFile) -> list[Figure]:
-    """Return how far a file of a stage is off: whole or, where that is worse, in its steps.
+    """Return how far a file of a stage is off.
+
+    Where it is cut, the whole file is held against the smallest inputs and its steps, which have
+    the same operators but for the attentions, against all others.
 
     Raises:
         BackendError: an output is off by too much.
     """
-    figures = hold(expected, made)
     if isinstance(made, CutFile):
-        figures = list(map(worse_of, figures, hold(expected, made.path)))
+        small, large = expected.parted()
+        figures = list(map(worse_of, hold(small, made.path), hold(large, made)))
+    else:
+        figures = hold(expected, made)
     refuse_failures(figures)
     return figures

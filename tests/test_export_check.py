@@ -18,6 +18,7 @@ from vkrt.bundle import Bundle, read_bundle
 from vkrt.export.check import FACTORS, check_stage, compare, hold
 from vkrt.export.expectation import expect, spread_of
 from vkrt.export.to_onnx import stage_to_onnx
+from vkrt.export.twin import InFloat64
 from vkrt.models.sam2.stage_set import all_stages
 from vkrt.stage import Port, Stage
 from vkrt.weights.sam2 import load_sam2
@@ -66,11 +67,50 @@ def test_fp64_is_what_an_export_is_held_against() -> None:
     }
     large = replace(stage, outputs=stage.outputs[:1], module=First(stage.module))
     first, second = expect(large).trials
-    assert (first.wanted[0].dtype, second.wanted[0].dtype) == (np.float64, np.float32)
+    # The second has the first one's item again, behind another one that nobody computed.
+    assert second.first == 1 and second.wanted is first.wanted
+    assert first.wanted[0].dtype == np.float64 and np.abs(first.wanted[0]).max() > 0.5
     for trial in (first, second):
         exact = trial.arrays[0].astype(np.float64) @ weight(stage).T + bias(stage)
-        np.testing.assert_allclose(trial.wanted[0], exact, atol=1e-6)
-    assert np.abs(first.wanted[0]).max() > 0.5
+        assert trial.off(0, exact) < 1e-12
+        assert trial.off(0, exact[::-1] + 1e-3) > 5e-4
+
+
+class Sum(nn.Module):
+    """Sum over an axis that is of any size."""
+
+    def forward(self, x: Tensor, shared: Tensor) -> tuple[Tensor]:
+        return (x.sum(dim=1) + shared,)
+
+
+def test_an_item_is_tried_alone_first_and_last() -> None:
+    inputs = (Port("x", ("items", "parts", WIDTH)), Port("shared", (1, WIDTH)))
+    stage = Stage("sum", Sum().eval(), inputs, (Port("y", ("items", WIDTH)),))
+    trials = expect(stage).trials
+    assert [trial.sizes for trial in trials] == [
+        {"items": 1, "parts": 1},
+        {"items": 2, "parts": 2},
+        {"items": 2, "parts": 1},
+    ]
+    assert [trial.first for trial in trials] == [0, 1, 0]
+    assert [trial.wanted[0].dtype for trial in trials] == [np.float64, np.float32, np.float64]
+    for trial in trials:
+        x, shared = trial.arrays
+        exact = x.astype(np.float64).sum(axis=1) + shared
+        assert trial.off(0, exact) < 1e-5
+        # Another item in its place, or one with a part of it, is told apart.
+        assert len(exact) == 1 or trial.off(0, exact[::-1]) > 1
+
+
+def test_fp64_of_a_convolution_of_each_channel() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, (7, 5), padding=(3, 1), groups=8)
+    x = torch.randn(2, 8, 9, 11)
+    with torch.no_grad(), InFloat64():
+        found = layer(x)
+    wanted = layer.double()(x.double())
+    assert found.dtype == torch.float64 and wanted.std() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
 
 
 class First(nn.Module):
