@@ -88,6 +88,7 @@ COMPUTES: dict[str, Callable[..., float]] = {
 
 
 def elementwise(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the broadcast shape, and the numbers where an operator on few of them is known."""
     shape = broadcast(*(each.shape for each in inputs))
     compute = COMPUTES.get(node.operator)
     if compute is None or inputs[0].numbers is None:
@@ -103,10 +104,12 @@ def elementwise(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def like_first(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return an array of the shape of the first input."""
     return [Array(inputs[0].shape, None)]
 
 
 def reduction(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the shape without the axes that are reduced, or with 1 in their place."""
     shape, keeps = inputs[0].shape, number(node, "keepdims", 1)
     if node.operator.startswith("Arg"):
         axes = [number(node, "axis", 0)]
@@ -122,6 +125,7 @@ def reduction(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def global_pool(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return batch and channels, with 1 for every axis that is pooled."""
     shape = inputs[0].shape
     return of_shape((*shape[:2], *[1] * (len(shape) - 2)))
 
@@ -130,16 +134,19 @@ def global_pool(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def shape_of(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the sizes of the input as numbers (Shape)."""
     end = node.numbers.get("end", [len(inputs[0].shape)])[0]
     sizes = inputs[0].shape[number(node, "start", 0) : end]
     return of_shape([len(sizes)], sizes)
 
 
 def size_of(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the number of elements of the input (Size)."""
     return of_shape([], (prod(inputs[0].shape),))
 
 
 def stated(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the array that a Constant states."""
     if "value" in node.tensors:
         return [constant(node.tensors["value"])]
     if "value_ints" in node.numbers:
@@ -149,6 +156,7 @@ def stated(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def concat(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the inputs one after the other along an axis."""
     axis, shape = node.numbers["axis"][0], list(inputs[0].shape)
     shape[axis] = sum(each.shape[axis] for each in inputs)
     numbers = None
@@ -158,6 +166,7 @@ def concat(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def reshape(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input in the shape that the second one names."""
     first, target = inputs[0], inputs[1]
     count = prod(first.shape)
     if target.numbers is None:  # no larger, whatever its shape is
@@ -169,22 +178,26 @@ def reshape(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def flatten(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input as a matrix."""
     axis, shape = number(node, "axis", 1), inputs[0].shape
     return of_shape([prod(shape[:axis]), prod(shape[axis:])])
 
 
 def axes_of(node: Node, inputs: Sequence[Array], rank: int) -> list[int]:
+    """Return the axes that an attribute or the second input names."""
     axes = known(inputs, 1) if given(inputs, 1) else node.numbers.get("axes", [])
     return [axis % rank for axis in axes]
 
 
 def squeeze(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input without axes of size 1."""
     shape = inputs[0].shape
     gone = axes_of(node, inputs, len(shape)) or [i for i, size in enumerate(shape) if size == 1]
     return of_shape((s for i, s in enumerate(shape) if i not in gone), inputs[0].numbers)
 
 
 def unsqueeze(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input with new axes of size 1."""
     axes = known(inputs, 1) if given(inputs, 1) else node.numbers["axes"]
     rank = len(inputs[0].shape) + len(axes)
     new, old = {axis % rank for axis in axes}, iter(inputs[0].shape)
@@ -192,6 +205,7 @@ def unsqueeze(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def transpose(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input with its axes in another order."""
     shape = inputs[0].shape
     order = node.numbers.get("perm", list(range(len(shape)))[::-1])
     return of_shape(shape[axis] for axis in order)
@@ -218,6 +232,7 @@ def part(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def split(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the parts of the input along an axis."""
     axis, shape, count = number(node, "axis", 0), list(inputs[0].shape), len(node.outputs)
     if given(inputs, 1):
         sizes = known(inputs, 1)
@@ -231,6 +246,7 @@ def split(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def gather(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the entries of the first input along an axis that the second one picks."""
     first, places = inputs
     axis = number(node, "axis", 0) % len(first.shape)
     numbers = None
@@ -240,15 +256,18 @@ def gather(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def gather_elements(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return an array of the shape of the indices."""
     return of_shape(inputs[1].shape)
 
 
 def gather_nd(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the slices that the rows of the indices pick."""
     first, places = inputs[0].shape, inputs[1].shape
     return of_shape((*places[:-1], *first[number(node, "batch_dims", 0) + places[-1] :]))
 
 
 def blocks(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return pixels moved between channels and space (DepthToSpace, SpaceToDepth)."""
     count, channels, height, width = inputs[0].shape
     side = node.numbers["blocksize"][0]
     if node.operator == "DepthToSpace":
@@ -260,6 +279,7 @@ def blocks(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def filled(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return an array of the shape that the input names (ConstantOfShape)."""
     shape = known(inputs, 0)
     value = node.tensors.get("value")
     fill = (0,) if value is None else value.values
@@ -268,6 +288,7 @@ def filled(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def expand(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input broadcast to the shape that the second one names."""
     shape = broadcast(inputs[0].shape, tuple(known(inputs, 1)))
     numbers = inputs[0].numbers
     one = numbers is not None and len(numbers) == 1 and prod(shape) <= MOST_NUMBERS
@@ -275,10 +296,12 @@ def expand(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def tile(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input repeated as often as the second one says."""
     return of_shape(map(operator.mul, inputs[0].shape, known(inputs, 1)))
 
 
 def pad(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input with what is added on both sides of its axes."""
     shape = list(inputs[0].shape)
     pads = known(inputs, 1) if given(inputs, 1) else node.numbers["pads"]
     axes = known(inputs, 3) if given(inputs, 3) else list(range(len(shape)))
@@ -288,6 +311,7 @@ def pad(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def resize(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the input at the sizes or scales that are given."""
     shape = list(inputs[0].shape)
     axes = node.numbers.get("axes", list(range(len(shape))))
     if given(inputs, 3):
@@ -303,6 +327,7 @@ def resize(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def counted(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the numbers of a Range."""
     start, end, step = (each.numbers[0] if each.numbers else None for each in inputs)
     if start is None or end is None or step is None:
         raise UnknownSizeError
@@ -315,6 +340,7 @@ def counted(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def product(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the shape of a matrix product."""
     a, b = inputs[0].shape, inputs[3 if node.operator == "QLinearMatMul" else 1].shape
     if number(node, "transA", 0):
         a = (*a[:-2], a[-1], a[-2])
@@ -326,6 +352,7 @@ def product(node: Node, inputs: Sequence[Array]) -> list[Array]:
 
 
 def blocked_product(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """Return the shape of a product with weights in blocks of few bits."""
     return of_shape((*inputs[0].shape[:-1], node.numbers["N"][0]))
 
 
