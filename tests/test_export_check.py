@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from graph_mutants import KINDS, write_mutants
 from torch import Tensor, nn
 
 from benchmarks.export_check import main
-from vkrt.bundle import Bundle, read_bundle
+from vkrt.bundle import read_bundle
 from vkrt.export.check import FACTORS, check_stage, compare, hold
 from vkrt.export.expectation import expect, spread_of
 from vkrt.export.to_onnx import stage_to_onnx
@@ -168,12 +169,12 @@ def test_a_threshold_that_tips_over_is_tried_again(tmp_path: Path) -> None:
 
 
 def missed(
-    stages: Iterable[Stage], bundle: Bundle, folder: Path, kind: str, count: int
+    stages: Iterable[Stage], files: Mapping[str, Any], folder: Path, kind: str, count: int
 ) -> tuple[list[str], int]:
     """Return which faulty graphs of stages pass, and how many were tried."""
     passed, tried = [], 0
     for stage in stages:
-        expected, path = expect(stage), Path(bundle.stages[stage.name].module)
+        expected, path = expect(stage), Path(files[stage.name])
         for label in write_mutants(path, folder / "m.onnx", kind, count, seed=7):
             tried += 1
             if all(figure.passed for figure in hold(expected, folder / "m.onnx")):
@@ -187,21 +188,27 @@ def test_one_fault_is_refused(
 ) -> None:
     stages = all_stages(load_sam2(pico_checkpoint, pico)[1])
     chosen = [stages["mask_decoder"]]
-    passed, tried = missed(chosen, read_bundle(pico_bundle), tmp_path, kind, 4)
+    files = {stage.name: read_bundle(pico_bundle).stages[stage.name].module for stage in chosen}
+    passed, tried = missed(chosen, files, tmp_path, kind, 4)
     assert not passed and tried >= 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_one_fault_of_any_stage_is_refused(
-    kind: str, pico: str, pico_bundle: Path, pico_checkpoint: Path, tmp_path: Path
+    kind: str, pico: str, pico_checkpoint: Path, tmp_path: Path
 ) -> None:
-    stages = all_stages(load_sam2(pico_checkpoint, pico)[1])
+    module = load_sam2(pico_checkpoint, pico)[1]
+    # Where no object is seen, what decodes it does not show in what is given.
+    module.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(6.0)
+    stages = all_stages(module)
     # New weights scale what the fuser of memories adds by 1e-6: no fault there shows.
     chosen = [stages[name] for name in stages if name not in ("memory_encoder", "mask_prompter")]
-    passed, tried = missed(chosen, read_bundle(pico_bundle), tmp_path, kind, 6)
-    # Where an object is not there, much of what decodes it does not show; little else is missed.
-    assert len(passed) <= tried // 20, passed
+    files = {s.name: stage_to_onnx(s, tmp_path / f"{s.name}.onnx") for s in chosen}
+    passed, tried = missed(chosen, files, tmp_path, kind, 6)
+    # Stages that track give one mask of several: what makes the others may not show.
+    others = [label for label in passed if not label.startswith("track_")]
+    assert not others and len(passed) <= 2 and tried >= 30, passed
 
 
 @pytest.mark.slow
